@@ -1,0 +1,36 @@
+"""Where the project keeps its files. `NEXO_HOME` moves all of them under one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+_APP = "nexo-lsp"
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """The folders of one user. None of them is made before something is written there."""
+
+    models: Path
+    """Model files: large, and fetched again if they are lost."""
+    state: Path
+    """The database and what must survive an update."""
+    logs: Path
+
+
+def folders(environ: Mapping[str, str]) -> Folders:
+    """The folders for an environment: under `NEXO_HOME` where it is set, else where the platform wants them."""
+    home = environ.get("NEXO_HOME", "").strip()
+    if home:
+        root = Path(home).expanduser()
+        return Folders(models=root / "models", state=root / "state", logs=root / "logs")
+    dirs = platformdirs.PlatformDirs(_APP, appauthor=False)
+    return Folders(
+        models=Path(dirs.user_cache_dir) / "models",
+        state=Path(dirs.user_state_dir),
+        logs=Path(dirs.user_log_dir),
+    )
