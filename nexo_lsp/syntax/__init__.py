@@ -1,1 +1,1 @@
-"""PLACE."""
+"""tree-sitter behind one seam: languages, incremental trees, and outlines as plain values."""

@@ -1,0 +1,349 @@
+"""From a tree to an outline: one query file a language finds the nodes, and this code reads them all alike.
+
+The captures of the query files are explained in `queries/python.scm`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import resources
+
+import tree_sitter
+
+from nexo_lsp.syntax.byte_index import ByteIndex
+from nexo_lsp.syntax.comments import comment_above, comment_text, docstring_text, merge_comments
+from nexo_lsp.syntax.languages import Language, grammar_of
+from nexo_lsp.syntax.outline import Outline, Reference, Symbol, SymbolKind
+from nexo_lsp.syntax.stubs import is_stub
+from nexo_lsp.text import Span
+
+_log = logging.getLogger(__name__)
+
+_KINDS = {
+    "function": SymbolKind.FUNCTION,
+    "method": SymbolKind.METHOD,
+    "class": SymbolKind.CLASS,
+    "namespace": SymbolKind.CLASS,
+}
+# Nodes around a definition that are part of it, if it is the only one of its type in there.
+_WRAPPERS = frozenset(
+    {
+        "ambient_declaration",
+        "decorated_definition",
+        "export_statement",
+        "expression_statement",
+        "lexical_declaration",
+        "template_declaration",
+        "type_declaration",
+        "var_declaration",
+        "variable_declaration",
+    }
+)
+# Nodes before a definition, beside it or first in it, that belong to it but not to its signature.
+_ANNOTATIONS = frozenset(
+    {
+        "annotation",
+        "attribute_item",
+        "attribute_list",
+        "decorator",
+        "marker_annotation",
+        "attribute_declaration",
+    }
+)
+_COMMENTS = frozenset({"comment", "line_comment", "block_comment"})
+# Where a body may be missing from the tree and yet the definition has one, up to the keyword `end`.
+_ENDS_BY_KEYWORD = frozenset({"ruby", "lua"})
+# A definition or statement larger than this is searched piece by piece, so that no single call into the query
+# engine, which lets no other thread run, takes longer than some milliseconds (bytes).
+_PIECE = 65_536
+
+
+def outline_of(language: Language, raw: tree_sitter.Tree, text: str, index: ByteIndex) -> Outline:
+    """The outline of a tree; an empty one where the language has no query, or one that no longer fits."""
+    query = _query(language)
+    if query is None:
+        return Outline()
+    found = _Found()
+    for captures in _matches(query, raw.root_node):
+        found.add(captures)
+    comments = merge_comments(text, (_span(index, node) for node in found.comments))
+    reader = _Reader(language, text, index, comments)
+    symbols = _with_parents([reader.read(definition) for definition in found.definitions.values()])
+    return Outline(
+        symbols=symbols,
+        imports=tuple(sorted({_without_line_end(text, _span(index, node)) for node in found.imports})),
+        calls=tuple(sorted((reader.reference(node) for node in found.calls), key=lambda call: call.span)),
+        comments=comments,
+    )
+
+
+@dataclass(slots=True)
+class _Definition:
+    kind: str
+    node: tree_sitter.Node
+    captures: dict[str, list[tree_sitter.Node]]
+
+
+@dataclass(slots=True)
+class _Found:
+    definitions: dict[tuple[int, int], _Definition] = field(
+        default_factory=dict[tuple[int, int], _Definition]
+    )
+    imports: list[tree_sitter.Node] = field(default_factory=list[tree_sitter.Node])
+    calls: list[tree_sitter.Node] = field(default_factory=list[tree_sitter.Node])
+    comments: list[tree_sitter.Node] = field(default_factory=list[tree_sitter.Node])
+
+    def add(self, captures: dict[str, list[tree_sitter.Node]]) -> None:
+        for name, nodes in captures.items():
+            if name == "call.name":
+                self.calls += nodes
+            elif name == "comment":
+                self.comments += nodes
+            elif name == "import":
+                self.imports += nodes
+            elif name in _KINDS:
+                node = nodes[0]
+                # The same node matches twice where a part is optional, or where one pattern is more exact;
+                # the match that knows more counts.
+                known = self.definitions.get(node.byte_range)
+                if known is None or len(captures) > len(known.captures):
+                    self.definitions[node.byte_range] = _Definition(name, node, captures)
+
+
+@cache
+def _query(language: Language) -> tree_sitter.Query | None:
+    grammar = grammar_of(language)
+    if grammar is None or not language.query:
+        return None
+    source = resources.files("nexo_lsp.syntax").joinpath("queries", f"{language.query}.scm")
+    try:
+        return tree_sitter.Query(grammar, source.read_text(encoding="utf-8"))
+    except tree_sitter.QueryError as error:
+        _log.warning("the grammar of %s has changed, no outline: %s", language.name, error)
+        return None
+
+
+def _matches(query: tree_sitter.Query, node: tree_sitter.Node) -> Iterator[dict[str, list[tree_sitter.Node]]]:
+    cursor = tree_sitter.QueryCursor(query)
+    if node.end_byte - node.start_byte <= _PIECE:
+        for _, captures in cursor.matches(node):
+            yield captures
+        return
+    cursor.set_max_start_depth(0)
+    for _, captures in cursor.matches(node):
+        yield captures
+    for child in node.children:
+        yield from _matches(query, child)
+
+
+def _span(index: ByteIndex, node: tree_sitter.Node) -> Span:
+    return Span(index.offset(node.start_byte), index.offset(node.end_byte))
+
+
+def _without_line_end(text: str, span: Span) -> Span:
+    return Span(span.start, span.start + len(text[span.start : span.end].rstrip()))
+
+
+class _Reader:
+    """Reads definitions out of their nodes."""
+
+    def __init__(self, language: Language, text: str, index: ByteIndex, comments: tuple[Span, ...]) -> None:
+        self._language = language
+        self._text = text
+        self._index = index
+        self._comments = comments
+        self._comment_starts = [span.start for span in comments]
+
+    def reference(self, node: tree_sitter.Node) -> Reference:
+        span = _span(self._index, node)
+        return Reference(self._text[span.start : span.end], span)
+
+    def read(self, definition: _Definition) -> tuple[Symbol, bool]:
+        """The symbol, without its parent yet, and whether it is a namespace."""
+        node, captures = definition.node, definition.captures
+        outer = _outermost(node)
+        name, qualified = _name(captures)
+        name_span = _span(self._index, name)
+        head_node = captures["head"][0] if "head" in captures else node
+        body_node = captures["body"][0] if "body" in captures else None
+        signature_span, body = self._head_and_body(_signature_start(outer), head_node, body_node)
+        span = Span(
+            self._index.offset(_first_annotation(outer).start_byte), self._index.offset(outer.end_byte)
+        )
+        kind = SymbolKind.METHOD if qualified and definition.kind == "function" else _KINDS[definition.kind]
+        doc, doc_span = self._doc(span, signature_span, body_node)
+        stub = kind is not SymbolKind.CLASS and body is not None and self._is_stub(definition, body, doc_span)
+        symbol = Symbol(
+            kind=kind,
+            name=self._text[name_span.start : name_span.end].strip("\"'`"),
+            span=span,
+            name_span=name_span,
+            signature=self._text[signature_span.start : signature_span.end].rstrip(),
+            body=body,
+            doc=doc,
+            doc_span=doc_span,
+            parent=None,
+            stub=stub,
+        )
+        return symbol, definition.kind == "namespace"
+
+    def _head_and_body(
+        self, start: int, node: tree_sitter.Node, body: tree_sitter.Node | None
+    ) -> tuple[Span, Span | None]:
+        """Where the signature is written, and the body if there is one."""
+        offset = self._index.offset
+        if body is not None:
+            before = body.prev_sibling
+            while before is not None and before.type in _COMMENTS:
+                before = before.prev_sibling
+            end = before.end_byte if before is not None else body.start_byte
+            head = Span(offset(start), offset(max(start, end)))
+            if body.start_byte == body.end_byte:
+                return head, Span(head.end, head.end)
+            return head, _span(self._index, body)
+        if self._language.id not in _ENDS_BY_KEYWORD:
+            return Span(offset(start), offset(node.end_byte)), None
+        *parts, last = node.children or [node]
+        parts = [part for part in parts if part.type not in _COMMENTS]
+        end = parts[-1].end_byte if parts else last.start_byte
+        return Span(offset(start), offset(end)), Span(offset(end), offset(last.start_byte))
+
+    def _doc(
+        self, span: Span, signature: Span, body: tree_sitter.Node | None
+    ) -> tuple[str | None, Span | None]:
+        if self._language.doc.inside:
+            literal = None if body is None else _docstring(body)
+            if literal is None:
+                return None, None
+            doc_span = _span(self._index, literal)
+            return docstring_text(self._text[doc_span.start : doc_span.end]), doc_span
+        # A doc comment may stand above the annotations or below them.
+        for start in dict.fromkeys((span.start, signature.start)):
+            above = comment_above(self._text, self._comments, self._comment_starts, start)
+            if above is not None:
+                return comment_text(self._text[above.start : above.end]), above
+        return None, None
+
+    def _is_stub(self, definition: _Definition, body: Span, doc: Span | None) -> bool:
+        if self._language.id == "python" and _is_abstract(definition.node):
+            return False
+        inside = [span for span in self._comments if body.start <= span.start < body.end]
+        holes = [*inside, doc] if doc is not None and body.start <= doc.start else inside
+        code: list[str] = []
+        at = body.start
+        for hole in sorted(holes):
+            code.append(self._text[at : hole.start])
+            at = hole.end
+        code.append(self._text[at : body.end])
+        return is_stub(
+            self._language.id,
+            _without_brackets("".join(code)),
+            [self._text[span.start : span.end] for span in inside],
+        )
+
+
+def _without_brackets(code: str) -> str:
+    code = code.strip()
+    if code.startswith("{") and code.endswith("}"):
+        return code[1:-1]
+    # An expression body: `=> x` in C#, `= x` in Kotlin.
+    return code.removeprefix("=>").removeprefix("=")
+
+
+def _outermost(node: tree_sitter.Node) -> tree_sitter.Node:
+    while (parent := node.parent) is not None and parent.type in _WRAPPERS:
+        if sum(child.type == node.type for child in parent.named_children) != 1:
+            break
+        node = parent
+    return node
+
+
+def _first_annotation(node: tree_sitter.Node) -> tree_sitter.Node:
+    first = node
+    before = node.prev_sibling
+    while before is not None and before.type in _ANNOTATIONS | _COMMENTS:
+        if before.type in _ANNOTATIONS:
+            first = before
+        before = before.prev_sibling
+    return first
+
+
+def _signature_start(node: tree_sitter.Node) -> int:
+    """The byte at which a definition starts once its annotations are passed."""
+    for child in node.children:
+        if child.type in _ANNOTATIONS or child.type in _COMMENTS:
+            continue
+        if child.type == "modifiers":
+            plain = next((part for part in child.children if part.type not in _ANNOTATIONS), None)
+            if plain is None:
+                continue
+            return plain.start_byte
+        return child.start_byte
+    return node.start_byte
+
+
+def _name(captures: dict[str, list[tree_sitter.Node]]) -> tuple[tree_sitter.Node, bool]:
+    """What names a definition, and whether it is written with the class it belongs to (`A::f`)."""
+    if "name" in captures:
+        return captures["name"][0], False
+    node = captures["declarator"][0]
+    qualified = False
+    while True:
+        inner = node.child_by_field_name("declarator")
+        if node.type == "qualified_identifier":
+            qualified = True
+            inner = node.child_by_field_name("name")
+        elif node.type == "template_function":
+            inner = node.child_by_field_name("name")
+        elif node.type == "operator_cast":
+            return node, qualified
+        elif inner is None and node.type in {"reference_declarator", "parenthesized_declarator"}:
+            inner = next(iter(node.named_children), None)
+        if inner is None:
+            return node, qualified
+        node = inner
+
+
+def _docstring(body: tree_sitter.Node) -> tree_sitter.Node | None:
+    statement = next((child for child in body.named_children if child.type not in _COMMENTS), None)
+    if statement is None or statement.type != "expression_statement" or statement.named_child_count != 1:
+        return None
+    literal = statement.named_children[0]
+    return literal if literal.type in {"string", "concatenated_string"} else None
+
+
+def _is_abstract(node: tree_sitter.Node) -> bool:
+    """Whether a Python function is without a body on purpose: abstract, an overload, or in a Protocol."""
+    outer = _outermost(node)
+    heads = [child for child in outer.children if child.type == "decorator"]
+    holder = outer.parent.parent if outer.parent is not None else None
+    if holder is not None and holder.type == "class_definition":
+        bases = holder.child_by_field_name("superclasses")
+        heads += [bases] if bases is not None else []
+    words = b" ".join(head.text or b"" for head in heads)
+    return any(word in words for word in (b"abstractmethod", b"overload", b"Protocol"))
+
+
+def _with_parents(found: list[tuple[Symbol, bool]]) -> tuple[Symbol, ...]:
+    """The symbols in the text's order, each knowing what holds it; functions in classes become methods."""
+    found.sort(key=lambda pair: (pair[0].span.start, -pair[0].span.end))
+    symbols: list[Symbol] = []
+    namespaces: set[int] = set()
+    holders: list[int] = []
+    for symbol, is_namespace in found:
+        while holders and symbols[holders[-1]].span.end < symbol.span.end:
+            holders.pop()
+        while holders and symbols[holders[-1]].span.end <= symbol.span.start:
+            holders.pop()
+        parent = holders[-1] if holders else None
+        kind = symbol.kind
+        if kind is SymbolKind.FUNCTION and parent is not None and parent not in namespaces:
+            kind = SymbolKind.METHOD if symbols[parent].kind is SymbolKind.CLASS else kind
+        if is_namespace:
+            namespaces.add(len(symbols))
+        holders.append(len(symbols))
+        symbols.append(replace(symbol, kind=kind, parent=parent))
+    return tuple(symbols)
