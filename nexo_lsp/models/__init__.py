@@ -1,1 +1,1 @@
-"""PLACE."""
+"""Model files: which there are, where they come from, and where they lie."""

@@ -1,0 +1,277 @@
+"""`nexo-lsp models`: fetch, list, check and remove model files.
+
+Exit codes: 0 done, 1 failed, 2 no such model, 130 stopped by Ctrl-C (what came so far is kept).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from nexo_lsp.errors import ModelDownloadCancelled, ModelError, ModelUnknown
+from nexo_lsp.folders import folders
+from nexo_lsp.models.catalog import DEFAULT_MODEL, size_text
+from nexo_lsp.models.progress import ProgressReport, PullProgress
+from nexo_lsp.models.store import InstalledModel, ModelStore, Verdict
+
+T = TypeVar("T")
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(help="Fetch, list, check and remove model files.", no_args_is_help=True)
+
+# Why a source failed is shown beside the bar. Without any handler the logging module would print it a second
+# time, in the middle of the bar; handlers that somebody sets up still get it.
+logging.getLogger("nexo_lsp.models").addHandler(logging.NullHandler())
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def open_store() -> ModelStore:
+    """The models folder of this user."""
+    return ModelStore(folders(os.environ).models, os.environ)
+
+
+def pull_with_progress_bar(store: ModelStore, name: str, console: Console, *, force: bool = False) -> Path:
+    """Have the model here, showing a bar (size, speed, time left) on `console` while it is fetched.
+
+    Ctrl-C raises `ModelDownloadCancelled` once everything has come to rest; otherwise as `ModelStore.pull`.
+    """
+    with _bar(console, _label(store, name)) as report:
+        return _interruptible(lambda cancel: store.pull(name, report, cancel, force))
+
+
+@app.command()
+def pull(
+    name: Annotated[
+        str, typer.Argument(help="A name of `models list`; `auto` is the default model.")
+    ] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Fetch it again even if it is here.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a model (once; an interrupted download goes on where it stopped)."""
+    store = open_store()
+    with _exit_codes(as_json):
+        path = pull_with_progress_bar(store, name, Console(stderr=True), force=force)
+        label = _label(store, name)
+        if as_json:
+            _print_json({"name": label, "path": str(path), "size": path.stat().st_size})
+        else:
+            _say(f"{label} is ready: {path}")
+
+
+@app.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """Show what there is, and what of it is on this machine."""
+    store = open_store()
+    here = {model.path.name: model for model in store.installed()}
+    rows = [_row(store, model) for model in here.values()]
+    rows += [
+        _entry_row(entry.name, entry.size, entry.license, entry.description)
+        for entry in store.catalog
+        if entry.file not in here
+    ]
+    rows.sort(key=lambda row: (not row["installed"], row["size"]))
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("Model", "Size", "Here", "Licence"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("What it is", min_width=20)
+    for row in rows:
+        table.add_row(row["name"], size_text(row["size"]), _state(row), row["license"], row["description"])
+    console = Console()
+    console.print(table)
+    console.print(f"Folder: {store.folder}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def remove(name: str, as_json: AsJson = False) -> None:
+    """Delete a model, and what was fetched of it in part."""
+    store = open_store()
+    with _exit_codes(as_json):
+        freed = store.remove(name)
+        if as_json:
+            _print_json({"name": name, "freed": freed})
+        else:
+            _say(f"{name} is removed; {size_text(freed)} are free again.")
+
+
+@app.command()
+def verify(
+    name: Annotated[str, typer.Argument(help="Which one; all that are here if left out.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Read model files and compare their SHA-256 with the published one."""
+    store = open_store()
+    with _exit_codes(as_json):
+        names = [name] if name else [model.name for model in store.installed() if model.entry is not None]
+        verdicts: list[Verdict] = []
+        for one in names:
+            with _bar(Console(stderr=True), one) as report:
+                verdicts.append(_verify(store, one, report))
+        if as_json:
+            _print_json([_verdict_row(verdict) for verdict in verdicts])
+        else:
+            for verdict in verdicts:
+                mend = f"run `nexo-lsp models pull {verdict.name}` to fetch it again"
+                _say(
+                    f"{verdict.name} is right."
+                    if verdict.ok
+                    else f"{verdict.path} {verdict.problem}; {mend}."
+                )
+            if not verdicts:
+                _say("There is no model on this machine; `nexo-lsp models pull` fetches the default one.")
+        if not all(verdict.ok for verdict in verdicts):
+            raise typer.Exit(FAILED)
+
+
+def _label(store: ModelStore, name: str) -> str:
+    entry = store.entry_for(name)
+    return entry.name if entry is not None else name
+
+
+def _verify(store: ModelStore, name: str, report: ProgressReport) -> Verdict:
+    return _interruptible(lambda cancel: store.verify(name, report, cancel))
+
+
+def _interruptible(work: Callable[[threading.Event], T]) -> T:
+    """Run `work` in a thread, so that Ctrl-C reaches us at once and `work` ends in its own good order."""
+    cancel = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work, cancel)
+        try:
+            # On Windows only a wait that ends by itself lets Ctrl-C through.
+            while not future.done():
+                concurrent.futures.wait([future], timeout=0.1)
+        except KeyboardInterrupt:
+            cancel.set()
+        return future.result()
+
+
+@contextlib.contextmanager
+def _bar(console: Console, name: str) -> Generator[ProgressReport, None, None]:
+    """A report function that draws; nothing appears before there is something to report."""
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[left]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    task: TaskID | None = None
+    said = ""
+
+    def report(at: PullProgress) -> None:
+        nonlocal task, said
+        if task is None:
+            if at.phase == "download":
+                text = f"Fetching {name} ({size_text(at.total_bytes)})"
+                console.print(text, highlight=False, markup=False, soft_wrap=True)
+            task = progress.add_task("", speed="", left="")
+            progress.start()
+        if at.note and at.note != said:
+            said = at.note
+            console.print(f"  {at.note}", highlight=False, markup=False, soft_wrap=True, style="dim")
+        progress.update(
+            task,
+            description="Checking" if at.phase == "verify" else at.source or "Waiting",
+            completed=at.done_bytes,
+            total=at.total_bytes,
+            speed=f"{size_text(at.bytes_per_s)}/s" if at.bytes_per_s else "",
+            left=_left(at.seconds_left),
+        )
+
+    try:
+        yield report
+    finally:
+        progress.stop()
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s left" if minutes else f"{rest} s left"
+
+
+@contextlib.contextmanager
+def _exit_codes(as_json: bool) -> Generator[None, None, None]:
+    try:
+        yield
+    except ModelError as error:
+        if as_json:
+            _print_json({"error": error.code, "message": str(error)})
+        else:
+            Console(stderr=True).print(str(error), highlight=False, markup=False, soft_wrap=True, style="red")
+        if isinstance(error, ModelDownloadCancelled):
+            raise typer.Exit(INTERRUPTED) from error
+        raise typer.Exit(USAGE if isinstance(error, ModelUnknown) else FAILED) from error
+
+
+def _row(store: ModelStore, model: InstalledModel) -> dict[str, Any]:
+    entry = model.entry
+    row = _entry_row(
+        model.name, model.size, entry.license if entry else "", entry.description if entry else ""
+    )
+    return {
+        **row,
+        "installed": True,
+        "verified": model.verified,
+        "problem": model.problem,
+        "path": str(store.folder / model.path.name),
+    }
+
+
+def _entry_row(name: str, size: int, license_: str, description: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "size": size,
+        "default": name == DEFAULT_MODEL,
+        "installed": False,
+        "verified": False,
+        "problem": "",
+        "path": None,
+        "license": license_,
+        "description": description,
+    }
+
+
+def _state(row: dict[str, Any]) -> str:
+    if row["problem"]:
+        return "damaged"
+    return "verified" if row["verified"] else "yes" if row["installed"] else "no"
+
+
+def _verdict_row(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "name": verdict.name,
+        "ok": verdict.ok,
+        "path": str(verdict.path),
+        "size": verdict.size,
+        "sha256": verdict.sha256,
+        "problem": verdict.problem,
+    }
+
+
+def _print_json(data: object) -> None:
+    typer.echo(json.dumps(data, indent=2))
+
+
+def _say(text: str) -> None:
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
