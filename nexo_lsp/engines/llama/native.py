@@ -1,0 +1,260 @@
+"""llama.cpp behind one typed seam: the model, its vocabulary, and the context that holds the sequences.
+
+Only the worker's side imports this. The library's ctypes functions carry no useful types, so the module is
+held as `Any` here and nowhere else; what the rest of the worker sees is exact.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+_LOG_WARN, _LOG_ERROR, _LOG_CONTINUED = 3, 4, 5
+# Logits are asked for one token a sequence at the most; reserving for more costs memory.
+_BATCH_TOKENS = 512
+
+
+class NativeError(Exception):
+    """llama.cpp refused something; the text is for the log."""
+
+
+class Decoded(Enum):
+    """How an evaluation ended."""
+
+    DONE = auto()
+    FULL = auto()
+    """No room in the cache: something must be evicted first; nothing was changed."""
+
+
+class Library:
+    """The loaded library, with its log on stderr from level "warning" up."""
+
+    def __init__(self) -> None:
+        """Raises `NativeError` if llama-cpp-python is not installed or does not load."""
+        try:
+            self.c: Any = importlib.import_module("llama_cpp.llama_cpp")
+        except (ImportError, OSError, RuntimeError) as error:
+            raise NativeError(f"llama-cpp-python does not load: {error}") from error
+        self.errors: deque[str] = deque(maxlen=5)
+        self._log_level = 0
+        # ctypes keeps no reference to a callback: this attribute does.
+        self._log_callback = self.c.llama_log_callback(self._log)
+        self.c.llama_log_set(self._log_callback, None)
+        self.c.llama_backend_init()
+
+    def _log(self, level: int, text: bytes, _user: object) -> None:
+        if level != _LOG_CONTINUED:
+            self._log_level = level
+        if self._log_level in {_LOG_WARN, _LOG_ERROR}:
+            line = text.decode("utf-8", "replace")
+            if self._log_level == _LOG_ERROR:
+                self.errors.append(line.strip())
+            sys.stderr.write(line)
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether this build puts layers on a GPU."""
+        return bool(self.c.llama_supports_gpu_offload())
+
+
+class Model:
+    """A loaded GGUF file and its vocabulary."""
+
+    def __init__(
+        self,
+        library: Library,
+        path: Path,
+        gpu_layers: int | None,
+        on_progress: Callable[[float], bool],
+    ) -> None:
+        """Load `path`; `on_progress` gets 0 to 1, and False from it stops. Raises `NativeError`."""
+        self.library = library
+        c = library.c
+        params = c.llama_model_default_params()
+        if gpu_layers is not None:
+            params.n_gpu_layers = gpu_layers
+        callback = c.llama_progress_callback(lambda progress, _user: on_progress(float(progress)))
+        params.progress_callback = callback
+        library.errors.clear()
+        self.handle = c.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise NativeError("; ".join(library.errors) or "llama.cpp gave no reason")
+        self.vocab = c.llama_model_get_vocab(self.handle)
+        self.vocab_size = int(c.llama_vocab_n_tokens(self.vocab))
+        self._pieces: dict[int, bytes] = {}
+
+    def close(self) -> None:
+        """Free the weights."""
+        if self.handle:
+            self.library.c.llama_model_free(self.handle)
+            self.handle = None
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """The tokens of `text`; `<|...|>` in it means a special token only where `special`."""
+        data = text.encode("utf-8", "replace")
+        c = self.library.c
+        room = len(data) + 8
+        while True:
+            buffer = (c.llama_token * room)()
+            count = int(c.llama_tokenize(self.vocab, data, len(data), buffer, room, False, special))
+            if count >= 0:
+                return list(buffer[:count])
+            room = -count
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; empty for special tokens."""
+        known = self._pieces.get(token)
+        if known is None:
+            known = self._pieces[token] = self._piece(token)
+        return known
+
+    def _piece(self, token: int) -> bytes:
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = int(self.library.c.llama_token_to_piece(self.vocab, token, buffer, room, 0, False))
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
+    def is_end(self, token: int) -> bool:
+        """Whether the model ends its answer with this token."""
+        return bool(self.library.c.llama_vocab_is_eog(self.vocab, token))
+
+    def special(self, text: str) -> int | None:
+        """The special token that is written `text`, if the vocabulary has it as one token."""
+        tokens = self.tokenize(text, special=True)
+        return tokens[0] if len(tokens) == 1 and self.tokenize(text, special=False) != tokens else None
+
+    @property
+    def bos(self) -> int | None:
+        """The token that every prompt starts with, where the model wants one."""
+        c = self.library.c
+        if not c.llama_vocab_get_add_bos(self.vocab):
+            return None
+        token = int(c.llama_vocab_bos(self.vocab))
+        return token if token >= 0 else None
+
+    def token_text(self, token: int) -> str:
+        """How a special token is written (templates ask for it)."""
+        if token < 0:
+            return ""
+        return (self.library.c.llama_vocab_get_text(self.vocab, token) or b"").decode("utf-8", "replace")
+
+    @property
+    def bos_text(self) -> str:
+        """How the first token is written."""
+        return self.token_text(int(self.library.c.llama_vocab_bos(self.vocab)))
+
+    @property
+    def eos_text(self) -> str:
+        """How the last token is written."""
+        return self.token_text(int(self.library.c.llama_vocab_eos(self.vocab)))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja text that the file brings along."""
+        text = self.library.c.llama_model_chat_template(self.handle, None)
+        return text.decode("utf-8", "replace") if text else None
+
+    @property
+    def has_infill(self) -> bool:
+        """Whether the vocabulary names a token for the middle."""
+        return int(self.library.c.llama_vocab_fim_mid(self.vocab)) >= 0
+
+    @property
+    def trained_context(self) -> int:
+        """How many tokens the model was trained to look back."""
+        return int(self.library.c.llama_model_n_ctx_train(self.handle))
+
+    @property
+    def description(self) -> str:
+        """Architecture, size and quantisation, in llama.cpp's words."""
+        buffer = ctypes.create_string_buffer(256)
+        self.library.c.llama_model_desc(self.handle, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    def cache_bytes(self, tokens: int) -> int:
+        """How much memory the key-value cache of `tokens` takes: K and V, f16, every layer."""
+        c = self.library.c
+        heads = max(1, int(c.llama_model_n_head(self.handle)))
+        width = int(c.llama_model_n_embd(self.handle)) // heads * int(c.llama_model_n_head_kv(self.handle))
+        return 2 * 2 * tokens * width * int(c.llama_model_n_layer(self.handle))
+
+
+class Context:
+    """The memory in which several sequences of one model live and are evaluated."""
+
+    def __init__(self, model: Model, tokens: int, sequences: int, threads: int) -> None:
+        """Raises `NativeError` if it cannot be made (mostly: too little memory)."""
+        self.model = model
+        self.batch_tokens = _BATCH_TOKENS
+        c = self._c = model.library.c
+        params = c.llama_context_default_params()
+        params.n_ctx = tokens
+        params.n_batch = params.n_ubatch = _BATCH_TOKENS
+        params.n_seq_max = sequences
+        params.n_outputs_max = sequences
+        params.n_threads = params.n_threads_batch = threads
+        # One buffer for all: cells can be shared between sequences, and a partial copy across separate
+        # buffers aborts the process.
+        params.kv_unified = True
+        params.swa_full = True
+        self.handle = c.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            raise NativeError("; ".join(model.library.errors) or "llama.cpp gave no reason")
+        self._memory = c.llama_get_memory(self.handle)
+        self._batch = c.llama_batch_init(_BATCH_TOKENS, 0, 1)
+        self.tokens = int(c.llama_n_ctx(self.handle))
+        self.sequences = sequences
+        self._logit_values = ctypes.c_float * model.vocab_size
+
+    def close(self) -> None:
+        """Free the cache."""
+        if self.handle:
+            self._c.llama_batch_free(self._batch)
+            self._c.llama_free(self.handle)
+            self.handle = None
+
+    def evaluate(self, tokens: Sequence[int], position: int, sequence: int, *, logits: bool) -> Decoded:
+        """Run `tokens` (at most `batch_tokens`) of one sequence through the model, from `position` on.
+
+        With `logits` those of the last token can be read afterwards. Raises `NativeError`.
+        """
+        batch = self._batch
+        for index, token in enumerate(tokens):
+            batch.token[index] = token
+            batch.pos[index] = position + index
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = sequence
+            batch.logits[index] = 0
+        batch.n_tokens = len(tokens)
+        batch.logits[len(tokens) - 1] = logits
+        code = int(self._c.llama_decode(self.handle, batch))
+        if code == 0:
+            return Decoded.DONE
+        if code == 1:
+            return Decoded.FULL
+        raise NativeError(f"llama_decode answered {code}")
+
+    def logits(self) -> ctypes.Array[ctypes.c_float]:
+        """The logits of the last evaluated token: a view that the next evaluation overwrites."""
+        pointer = self._c.llama_get_logits_ith(self.handle, -1)
+        return ctypes.cast(pointer, ctypes.POINTER(self._logit_values)).contents
+
+    def truncate(self, sequence: int, length: int) -> bool:
+        """Forget what `sequence` holds from position `length` on.
+
+        False if this kind of model cannot forget a part (recurrent ones): then nothing was changed.
+        """
+        return bool(self._c.llama_memory_seq_rm(self._memory, sequence, length, -1))
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let `target` share the first `length` positions of `source`; costs no cells."""
+        self._c.llama_memory_seq_cp(self._memory, source, target, 0, length)

@@ -1,0 +1,161 @@
+"""The worker as a child process, seen from the server's side."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+from nexo_lsp.engines.llama.messages import BadMessage, FromWorker, ToWorker, decode_from_worker, encode
+from nexo_lsp.errors import EngineCrashed
+
+_log = logging.getLogger(__name__)
+
+_LINE_LIMIT = 16 * 1024 * 1024
+_LOG_LINES = 20
+_ROOT = Path(__file__).resolve().parents[3]
+# The package is found wherever this one was, and the folder that an editor happens to run in (a workspace
+# that nobody vouches for) is kept off the module path: that is what -P is for.
+_BOOT = (
+    "import sys, runpy; sys.path.append(sys.argv.pop(1)); "
+    "runpy.run_module('nexo_lsp.engines.llama.worker', run_name='__main__', alter_sys=True)"
+)
+
+
+class WorkerLink(Protocol):
+    """A running worker, however it is hosted."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, if it has one of its own."""
+        ...
+
+    def send(self, message: ToWorker) -> None:
+        """Tell it something; never blocks, and is forgotten if the worker is gone."""
+        ...
+
+    def receive(self) -> AsyncIterator[FromWorker]:
+        """What it says, until it is gone."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+    async def close(self, grace_s: float) -> None:
+        """Wait for its end: by itself within `grace_s`, else it is terminated, then killed."""
+        ...
+
+    def last_words(self) -> str:
+        """The end of its log: why it died, perhaps."""
+        ...
+
+
+Spawn = Callable[[], Awaitable[WorkerLink]]
+
+
+async def spawn_process() -> WorkerLink:
+    """Start a worker in a process of its own. Raises `EngineCrashed` if it cannot be started."""
+    flags = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-c",
+            _BOOT,
+            str(_ROOT),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LINE_LIMIT,
+            cwd=_ROOT,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+            creationflags=flags,
+        )
+    except OSError as error:
+        raise EngineCrashed(f"The engine's process could not be started ({error.strerror}).") from error
+    return ProcessLink(process)
+
+
+class ProcessLink:
+    """A worker in a child process: JSON lines on its stdin and stdout, its log on stderr."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._words: deque[str] = deque(maxlen=_LOG_LINES)
+        self._log_task = asyncio.ensure_future(self._read_log())
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id."""
+        return self._process.pid
+
+    def send(self, message: ToWorker) -> None:
+        """Queue a line on the child's stdin."""
+        stdin = self._process.stdin
+        if stdin is not None and not stdin.is_closing() and self._process.returncode is None:
+            stdin.write(encode(message))
+
+    async def receive(self) -> AsyncIterator[FromWorker]:
+        """Messages until the child closes its stdout; what is no message is logged."""
+        stdout = self._process.stdout
+        while stdout is not None:
+            try:
+                line = await stdout.readline()
+            except ValueError:
+                _log.warning("The engine's worker wrote a line of more than %d bytes.", _LINE_LIMIT)
+                continue
+            if not line:
+                return
+            try:
+                message = decode_from_worker(line)
+            except BadMessage as error:
+                _log.warning("The engine's worker wrote %r: %s", line[:200], error)
+                continue
+            yield message
+
+    def kill(self) -> None:
+        """Send SIGKILL (or its like)."""
+        if self._process.returncode is None:
+            try:
+                self._process.kill()
+            except ProcessLookupError:
+                _log.debug("The worker %s had ended already.", self._process.pid)
+
+    async def close(self, grace_s: float) -> None:
+        """Close its stdin and wait; terminate, then kill."""
+        process = self._process
+        if process.stdin is not None:
+            process.stdin.close()
+        for end in (process.terminate, process.kill, None):
+            try:
+                await asyncio.wait_for(process.wait(), grace_s if end is not None else None)
+                break
+            except TimeoutError:
+                if end is not None and process.returncode is None:
+                    _log.warning("The engine's worker %s does not end; ending it.", process.pid)
+                    end()
+        await self._log_task
+
+    def last_words(self) -> str:
+        """The last lines of its stderr."""
+        return "\n".join(self._words)
+
+    async def _read_log(self) -> None:
+        stderr = self._process.stderr
+        while stderr is not None:
+            try:
+                line = await stderr.readline()
+            except ValueError:
+                continue
+            if not line:
+                return
+            text = line.decode("utf-8", "replace").rstrip()
+            self._words.append(text)
+            _log.info("worker: %s", text)

@@ -1,0 +1,220 @@
+"""The worker: a loop around llama.cpp that takes messages and sends messages.
+
+`Worker` knows nothing of where its messages come from, so that a thread can host it where there are no
+processes. `main` hosts it in a process of its own, with the protocol on the original stdout and everything
+that native libraries print on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import BinaryIO
+
+from nexo_lsp.engines.llama.loading import LoadedModel, LoadError, load
+from nexo_lsp.engines.llama.messages import (
+    BadMessage,
+    Cancel,
+    Count,
+    CountTokens,
+    Failed,
+    Failure,
+    FromWorker,
+    Heartbeat,
+    Load,
+    LoadFailed,
+    LoadFailure,
+    Ready,
+    Rejected,
+    Shutdown,
+    Start,
+    ToWorker,
+    Unload,
+    decode_to_worker,
+    encode,
+)
+from nexo_lsp.engines.llama.native import Library, NativeError
+from nexo_lsp.engines.llama.scheduler import Scheduler
+
+_HEARTBEAT_S = 0.5
+# With its parent gone, a worker that is stuck in native code ends after this long.
+_ORPHAN_GRACE_S = 5.0
+
+Receive = Callable[[bool], ToWorker | BadMessage | None]
+"""The next message; waits for it if True is given, else None means that there is none. `EOFError`: the end."""
+Send = Callable[[FromWorker], None]
+
+
+class Worker:
+    """Serves messages until it is told to end or its transport ends."""
+
+    def __init__(self, receive: Receive, send: Send, clock: Callable[[], float] = time.monotonic) -> None:
+        self._receive = receive
+        self._send = send
+        self._clock = clock
+        self._library: Library | None = None
+        self._loaded: LoadedModel | None = None
+        self._scheduler: Scheduler | None = None
+        self._last_beat = clock()
+
+    def run(self) -> None:
+        """The loop: all messages that have come, then one step, and again."""
+        self._send(Ready(os.getpid()))
+        try:
+            while self._messages():
+                if self._scheduler is not None:
+                    self._scheduler.step()
+                self._beat()
+        except EOFError:
+            pass
+        finally:
+            self._unload()
+
+    def _messages(self) -> bool:
+        """Handle every message that is there; waits for one only if there is nothing else to do."""
+        while True:
+            busy = self._scheduler is not None and self._scheduler.busy
+            message = self._receive(not busy)
+            if message is None:
+                return True
+            if isinstance(message, Shutdown):
+                return False
+            self._handle(message)
+
+    def _handle(self, message: ToWorker | BadMessage) -> None:
+        match message:
+            case Load():
+                self._load(message)
+            case Start(id=job_id, request=request):
+                if self._scheduler is None:
+                    self._send(Failed(job_id, Failure.INTERNAL, "No model is loaded."))
+                else:
+                    self._scheduler.add(job_id, request)
+            case Cancel(id=job_id):
+                if self._scheduler is not None:
+                    self._scheduler.cancel(job_id)
+            case CountTokens(id=job_id, text=text):
+                if self._loaded is None:
+                    self._send(Failed(job_id, Failure.INTERNAL, "No model is loaded."))
+                else:
+                    self._send(Count(job_id, len(self._loaded.model.tokenize(text, special=False))))
+            case BadMessage():
+                self._send(Rejected(str(message)))
+            case Unload():
+                self._unload()
+            case Shutdown():
+                pass
+
+    def _load(self, wish: Load) -> None:
+        self._unload()
+        try:
+            if self._library is None:
+                self._library = Library()
+            self._loaded = load(self._library, wish, self._progress)
+        except NativeError as error:
+            self._send(LoadFailed(LoadFailure.LIBRARY, f"{error}."))
+        except LoadError as error:
+            self._send(LoadFailed(error.failure, str(error)))
+        else:
+            self._scheduler = Scheduler(self._loaded.model, self._loaded.context, self._send, self._clock)
+            self._send(self._loaded.info)
+
+    def _unload(self) -> None:
+        if self._scheduler is not None:
+            self._scheduler.close()
+        if self._loaded is not None:
+            self._loaded.close()
+        self._scheduler = self._loaded = None
+
+    def _progress(self, progress: float) -> bool:
+        self._beat(progress)
+        return True
+
+    def _beat(self, progress: float | None = None) -> None:
+        now = self._clock()
+        if now - self._last_beat >= _HEARTBEAT_S:
+            self._last_beat = now
+            self._send(Heartbeat(progress))
+
+
+def main() -> None:
+    """Host a worker in this process: messages on stdin and on what was stdout."""
+    # Ctrl-C in a terminal reaches the whole group; the server decides what ends when.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = _claim_stdout()
+    _calm_openmp()
+    inbox: queue.SimpleQueue[ToWorker | BadMessage | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(0, inbox), daemon=True).start()
+    ended = False
+
+    def receive(wait: bool) -> ToWorker | BadMessage | None:
+        nonlocal ended
+        if ended:
+            raise EOFError
+        try:
+            message = inbox.get(block=wait)
+        except queue.Empty:
+            return None
+        if message is None:
+            ended = True
+            raise EOFError
+        return message
+
+    def send(message: FromWorker) -> None:
+        try:
+            channel.write(encode(message))
+            channel.flush()
+        except OSError as error:
+            raise EOFError from error
+
+    Worker(receive, send).run()
+
+
+def _claim_stdout() -> BinaryIO:
+    """Keep the real stdout for the protocol, and let whatever prints to descriptor 1 reach stderr instead."""
+    sys.stdout.flush()
+    private = os.dup(1)
+    os.dup2(2, 1)
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.setmode(private, os.O_BINARY)
+        msvcrt.setmode(0, os.O_BINARY)
+    return os.fdopen(private, "wb")
+
+
+def _calm_openmp() -> None:
+    """Let OpenMP's threads spin briefly and then sleep.
+
+    Spinning for ever (the default) collapses as soon as anything else runs on the machine, and never
+    spinning halves the speed of a quiet one. libgomp reads this once, when it is loaded.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def _read(descriptor: int, inbox: queue.SimpleQueue[ToWorker | BadMessage | None]) -> None:
+    # Not through `sys.stdin`: its lock, held by this thread for good, would stop the interpreter from ending.
+    rest = b""
+    while data := os.read(descriptor, 65536):
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            try:
+                inbox.put(decode_to_worker(line))
+            except BadMessage as error:
+                inbox.put(error)
+    inbox.put(None)
+    # The parent is gone. The loop ends at its next step; if native code never comes back, this ends it.
+    time.sleep(_ORPHAN_GRACE_S)
+    sys.stderr.write(json.dumps({"worker": "stuck after its parent ended"}) + "\n")
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
