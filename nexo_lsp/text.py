@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import accumulate
 from typing import NamedTuple
 
 # LSP knows these three line ends and no others (form feed, U+2028 and the like do not end a line).
 _LINE_END = re.compile(r"\r\n|\n|\r")
+# How many lines an index keeps in one piece: what an edit computes anew.
+_PIECE = 512
 
 
 class PositionEncoding(StrEnum):
@@ -110,50 +113,98 @@ def shift_span(span: Span, edits: Iterable[Edit]) -> Span | None:
     return span
 
 
-def _units(char: str, encoding: PositionEncoding) -> int:
-    code = ord(char)
-    if encoding is PositionEncoding.UTF16:
-        return 2 if code > 0xFFFF else 1
-    return 1 if code < 0x80 else 2 if code < 0x800 else 3 if code < 0x10000 else 4
-
-
 def _length(text: str, encoding: PositionEncoding) -> int:
     if encoding is PositionEncoding.UTF32 or text.isascii():
         return len(text)
     if encoding is PositionEncoding.UTF16:
-        return len(text) + sum(char > "\uffff" for char in text)
-    return sum(_units(char, encoding) for char in text)
+        return len(text.encode("utf-16-le", "surrogatepass")) // 2
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _index(content: str, column: int, encoding: PositionEncoding) -> int:
+    """The index in `content` of a column in code units; inside a character, that character's start."""
+    if encoding is PositionEncoding.UTF32 or content.isascii():
+        return min(column, len(content))
+    # A character has at least one unit, so that nothing behind this many characters matters.
+    content = content[:column]
+    if _length(content, encoding) <= column:
+        return len(content)
+    low, high = 0, len(content)
+    while low < high:
+        middle = (low + high + 1) // 2
+        # Only the halves are measured: the whole search costs about two passes over the line.
+        width = _length(content[low:middle], encoding)
+        if width <= column:
+            low, column = middle, column - width
+        else:
+            high = middle - 1
+    return low
 
 
 class LineIndex:
-    """Where the lines of one text start, and the translation between offsets and wire positions."""
+    """Where the lines of one text start, and the translation between offsets and wire positions.
 
-    __slots__ = ("_starts", "text")
+    Line starts are kept in pieces of some hundred lines, relative to the piece, so that the index of an
+    edited text shares all pieces but those that the edit touched.
+    """
 
-    def __init__(self, text: str, starts: Sequence[int] | None = None) -> None:
+    __slots__ = ("_lines", "_offsets", "_pieces", "text")
+
+    def __init__(self, text: str) -> None:
         self.text = text
-        self._starts = starts if starts is not None else _line_starts(text)
+        self._set(_pieces(_line_starts(text)), len(text))
+
+    def _set(self, pieces: list[tuple[tuple[int, ...], int]], length: int) -> None:
+        """Take over `pieces`: relative line starts, and the piece's length (the last one's is mended)."""
+        self._pieces = pieces
+        self._offsets = [0, *accumulate(size for _, size in pieces[:-1])]
+        self._lines = [0, *accumulate(len(starts) for starts, _ in pieces[:-1])]
+        last, _ = pieces[-1]
+        pieces[-1] = (last, length - self._offsets[-1])
+
+    def edited(self, edit: Edit, text: str) -> LineIndex:
+        """The index of `text`, which is this index's text after `edit`."""
+        # The character before the edit may be a "\r" to which the edit adds or from which it takes a "\n".
+        first = bisect_right(self._offsets, max(0, edit.span.start - 1)) - 1
+        last = bisect_right(self._offsets, edit.span.end) - 1
+        start = self._offsets[first]
+        at_end = last + 1 == len(self._pieces)
+        end = len(text) if at_end else self._offsets[last + 1] + edit.delta
+        starts = _line_starts(text[start:end])
+        if not at_end:
+            starts.pop()  # the first line of the next piece
+        new = _pieces(starts, end - start)
+        index = LineIndex.__new__(LineIndex)
+        index.text = text
+        index._set([*self._pieces[:first], *new, *self._pieces[last + 1 :]], len(text))
+        return index
 
     @property
     def line_count(self) -> int:
         """How many lines there are; an empty text has one."""
-        return len(self._starts)
+        return self._lines[-1] + len(self._pieces[-1][0])
 
     def line_of(self, offset: int) -> int:
         """The zero-based line that holds `offset`."""
-        return bisect_right(self._starts, offset) - 1
+        piece = max(0, bisect_right(self._offsets, offset) - 1)
+        within = bisect_right(self._pieces[piece][0], offset - self._offsets[piece]) - 1
+        return self._lines[piece] + max(0, within)
 
     def start_of(self, line: int) -> int:
         """The offset at which `line` starts (clamped to the text's end)."""
-        return self._starts[line] if line < len(self._starts) else len(self.text)
+        if line >= self.line_count:
+            return len(self.text)
+        piece = bisect_right(self._lines, line) - 1
+        return self._offsets[piece] + self._pieces[piece][0][line - self._lines[piece]]
 
     def end_of(self, line: int) -> int:
         """The offset at which the content of `line` ends, before its line end."""
-        end = self.start_of(line + 1) if line + 1 < len(self._starts) else len(self.text)
-        start = self.start_of(line)
+        start, end = self.start_of(line), self.start_of(line + 1)
+        if line + 1 >= self.line_count:
+            return end
         if end > start and self.text[end - 1] == "\n":
             end -= 1
-        if end > start and self.text[end - 1] == "\r" and line + 1 < len(self._starts):
+        if end > start and self.text[end - 1] == "\r":
             end -= 1
         return end
 
@@ -166,26 +217,16 @@ class LineIndex:
 
         A position inside a character (between two UTF-16 halves) is taken as that character's start.
         """
-        if position.line >= len(self._starts):
+        if position.line >= self.line_count:
             return len(self.text)
         start, end = self.start_of(position.line), self.end_of(position.line)
-        wanted = position.character
-        if encoding is PositionEncoding.UTF32:
-            return min(start + wanted, end)
-        content = self.text[start:end]
-        if content.isascii():
-            return min(start + wanted, end)
-        for index, char in enumerate(content):
-            width = _units(char, encoding)
-            if wanted < width:
-                return start + index
-            wanted -= width
-        return end
+        return start + _index(self.text[start:end], position.character, encoding)
 
     def position(self, offset: int, encoding: PositionEncoding) -> Position:
-        """The wire position of an offset."""
+        """The wire position of an offset; inside a line end ("\r\n") it is the end of that line."""
         offset = max(0, min(offset, len(self.text)))
         line = self.line_of(offset)
+        offset = min(offset, self.end_of(line))
         return Position(line, _length(self.text[self.start_of(line) : offset], encoding))
 
     def span(self, range_: Range, encoding: PositionEncoding) -> Span:
@@ -201,9 +242,16 @@ class LineIndex:
 def _line_starts(text: str) -> list[int]:
     if "\r" in text:
         return [0, *(match.end() for match in _LINE_END.finditer(text))]
-    starts = [0]
-    at = 0
-    for line in text.split("\n")[:-1]:
-        at += len(line) + 1
-        starts.append(at)
+    starts = [0, *accumulate([len(line) + 1 for line in text.split("\n")])]
+    starts.pop()  # the last line has no line end
     return starts
+
+
+def _pieces(starts: list[int], length: int = 0) -> list[tuple[tuple[int, ...], int]]:
+    """Absolute line starts as pieces of at most `_PIECE` lines, with the length of each."""
+    pieces: list[tuple[tuple[int, ...], int]] = []
+    for at in range(0, len(starts), _PIECE):
+        part = starts[at : at + _PIECE]
+        end = starts[at + _PIECE] if at + _PIECE < len(starts) else length
+        pieces.append((tuple([start - part[0] for start in part]), end - part[0]))
+    return pieces

@@ -39,7 +39,7 @@ class Symbol:
     """The whole definition, with its decorators or annotations, without a doc comment above it."""
     name_span: Span
     signature: str
-    """The head without the body, as written and right-stripped (`def f(a: int) -> str:`), without decorators."""
+    """The head without the body, as written, right-stripped, without decorators: `def f(a: int) -> str:`."""
     body: Span | None
     """The body's span: statements for Python and Ruby, from `{` to `}` for brace languages; None if none."""
     doc: str | None

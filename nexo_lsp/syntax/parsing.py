@@ -7,7 +7,7 @@ Outside this package all places are code-point offsets. tree-sitter counts bytes
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -74,27 +74,28 @@ _BLOCK_TYPES = frozenset(
 class StaleTree:
     """A tree that knows of edits since its parse: what the next parse starts from. Never changed in place."""
 
-    text: str
-    """The text after the edits."""
     raw: tree_sitter.Tree
 
-    def edited(self, edit: Edit) -> StaleTree:
-        """This tree after one more edit, whose span refers to `text`."""
+    def copy(self) -> StaleTree:
+        """The same for another thread: one tree is not for two threads at once."""
+        return StaleTree(self.raw.copy())
+
+    def edited(self, edit: Edit, text: str) -> StaleTree:
+        """This tree after one more edit; `text` is the text before it, which its span refers to."""
         raw = self.raw.copy()
-        start, old_end = edit.span
-        head = self.text[:start]
-        start_byte, start_point = len(encode(head)), _advance((0, 0), head)
-        removed = self.text[start:old_end]
-        removed_bytes, inserted_bytes = len(encode(removed)), len(encode(edit.text))
+        start, end = edit.span
+        removed = text[start:end]
+        start_byte = start if text.isascii() else len(encode(text[:start]))
+        start_point = _point(text, start)
         raw.edit(
             start_byte,
-            start_byte + removed_bytes,
-            start_byte + inserted_bytes,
+            start_byte + len(encode(removed)),
+            start_byte + len(encode(edit.text)),
             start_point,
             _advance(start_point, removed),
             _advance(start_point, edit.text),
         )
-        return StaleTree(head + edit.text + self.text[old_end:], raw)
+        return StaleTree(raw)
 
 
 class SyntaxTree:
@@ -110,12 +111,9 @@ class SyntaxTree:
     def _index(self) -> ByteIndex:
         return ByteIndex(self.text, self._data)
 
-    def edited(self, edits: Iterable[Edit]) -> StaleTree:
-        """What the next parse starts from after `edits`, each of which refers to the text after those before."""
-        stale = StaleTree(self.text, self._raw)
-        for edit in edits:
-            stale = stale.edited(edit)
-        return stale
+    def edited(self, edit: Edit) -> StaleTree:
+        """What the next parse starts from after `edit`."""
+        return StaleTree(self._raw).edited(edit, self.text)
 
     @property
     def has_errors(self) -> bool:
@@ -225,7 +223,9 @@ class SyntaxTree:
 def parse(
     language: Language, text: str, old: StaleTree | None = None, *, in_thread: bool = False
 ) -> SyntaxTree | None:
-    """Parse `text`; with `old` (whose text it is) only what changed. None where there is no grammar.
+    """Parse `text`; with `old`, a tree that knows of every edit up to `text`, only what changed.
+
+    None where there is no grammar.
 
     py-tree-sitter holds the interpreter's lock while it parses bytes. `in_thread` makes it call back into
     Python as it goes, which is where other threads (the event loop) get their turn; it costs some speed.
@@ -268,6 +268,12 @@ def _kind(node_type: str) -> CodeKind | None:
     if _STRING_TYPE.search(node_type):
         return CodeKind.STRING
     return None
+
+
+def _point(text: str, offset: int) -> tuple[int, int]:
+    """The tree-sitter point (row, column in bytes) of an offset."""
+    line_start = text.rfind("\n", 0, offset) + 1
+    return text.count("\n", 0, offset), len(encode(text[line_start:offset]))
 
 
 def _advance(point: tuple[int, int], text: str) -> tuple[int, int]:

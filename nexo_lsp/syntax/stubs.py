@@ -34,7 +34,7 @@ _LONGEST = 400
 
 
 def is_stub(language_id: str, code: str, comments: Sequence[str]) -> bool:
-    """Whether a body is still to be written: its `code` without comments, docstring and brackets, and `comments`.
+    """Whether a body is still to be written; `code` comes without comments, docstring and brackets.
 
     A body of comments alone is a stub if one of them says so: "nothing to do" is a decision.
     """
