@@ -49,7 +49,7 @@ def pull_with_progress_bar(store: ModelStore, name: str, console: Console, *, fo
 
     Ctrl-C raises `ModelDownloadCancelled` once everything has come to rest; otherwise as `ModelStore.pull`.
     """
-    with _bar(console, _label(store, name)) as report:
+    with pull_bar(console, _label(store, name)) as report:
         return _interruptible(lambda cancel: store.pull(name, report, cancel, force))
 
 
@@ -88,11 +88,12 @@ def list_models(as_json: AsJson = False) -> None:
         _print_json(rows)
         return
     table = Table(box=None, pad_edge=False)
-    for title in ("Model", "Size", "Here", "Licence"):
+    for title in ("Model", "Size", "Here"):
         table.add_column(title, no_wrap=True)
-    table.add_column("What it is", min_width=20)
+    table.add_column("What it is")
     for row in rows:
-        table.add_row(row["name"], size_text(row["size"]), _state(row), row["license"], row["description"])
+        what = f"{row['description']} ({row['license']})" if row["license"] else ""
+        table.add_row(row["name"], size_text(row["size"]), _state(row), what)
     console = Console()
     console.print(table)
     console.print(f"Folder: {store.folder}", highlight=False, markup=False, soft_wrap=True)
@@ -121,7 +122,7 @@ def verify(
         names = [name] if name else [model.name for model in store.installed() if model.entry is not None]
         verdicts: list[Verdict] = []
         for one in names:
-            with _bar(Console(stderr=True), one) as report:
+            with pull_bar(Console(stderr=True), one) as report:
                 verdicts.append(_verify(store, one, report))
         if as_json:
             _print_json([_verdict_row(verdict) for verdict in verdicts])
@@ -163,7 +164,7 @@ def _interruptible(work: Callable[[threading.Event], T]) -> T:
 
 
 @contextlib.contextmanager
-def _bar(console: Console, name: str) -> Generator[ProgressReport, None, None]:
+def pull_bar(console: Console, name: str) -> Generator[ProgressReport, None, None]:
     """A report function that draws; nothing appears before there is something to report."""
     progress = Progress(
         TextColumn("{task.description}", markup=False),

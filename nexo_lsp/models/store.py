@@ -30,6 +30,7 @@ from nexo_lsp.errors import (
 )
 from nexo_lsp.models.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry, size_text
 from nexo_lsp.models.progress import Meter, ProgressReport, ignore_progress
+from nexo_lsp.models.progress import PullProgress as PullProgress
 from nexo_lsp.models.record import read_record, record_file, write_record
 from nexo_lsp.models.sources import DiskFree, Source, default_sources, free_disk
 from nexo_lsp.models.transfer import CHUNK, SourceFailed, check, size_of
@@ -148,9 +149,9 @@ class ModelStore:
         cancel = cancel or threading.Event()
         path = self.folder / entry.file
         meter = Meter(progress, entry.size)
-        if not force and self._is_right(entry, path, meter, cancel):
-            return path
         with self._mapped_errors(entry):
+            if not force and self._is_right(entry, path, meter, cancel):
+                return path
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock(entry, meter, cancel) as waited:
                 # Whoever held the lock has probably just fetched it.
@@ -173,7 +174,8 @@ class ModelStore:
         size = size_of(path)
         if size != entry.size:
             return Verdict(False, entry.name, path, size, "", _wrong_size(size, entry))
-        digest = self._check(path, Meter(progress, entry.size), cancel or threading.Event())
+        with self._mapped_errors(entry):
+            digest = self._check(path, Meter(progress, entry.size), cancel or threading.Event())
         ok = digest == entry.sha256
         return Verdict(ok, entry.name, path, size, digest, "" if ok else _WRONG_DIGEST)
 
