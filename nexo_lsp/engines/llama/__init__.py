@@ -1,1 +1,1 @@
-"""The embedded engine: llama.cpp in a worker process. `engine.py` is the server's side, `worker.py` the other."""
+"""The embedded engine: llama.cpp in a worker process (`engine.py`: the server's side)."""

@@ -79,10 +79,14 @@ class Model:
         params = c.llama_model_default_params()
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
-        callback = c.llama_progress_callback(lambda progress, _user: on_progress(float(progress)))
-        params.progress_callback = callback
+
+        def report(progress: float, _user: object) -> bool:
+            return on_progress(progress)
+
+        params.progress_callback = callback = c.llama_progress_callback(report)
         library.errors.clear()
         self.handle = c.llama_model_load_from_file(str(path).encode(), params)
+        del callback  # It had to live until here: ctypes keeps no reference to it.
         if not self.handle:
             raise NativeError("; ".join(library.errors) or "llama.cpp gave no reason")
         self.vocab = c.llama_model_get_vocab(self.handle)

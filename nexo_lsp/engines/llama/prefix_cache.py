@@ -1,4 +1,4 @@
-"""Which sequence of the context a prompt continues, so that what was evaluated once is not evaluated again."""
+"""Which sequence a prompt continues, so that what was evaluated once is not evaluated again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 # A finished sequence is taken over (and its tail forgotten) when at least this share of it is reused;
-# otherwise the new one gets a copy, which costs no cells, and the old tail stays for whoever comes back to it.
+# otherwise the new one gets a copy, which costs no cells, and the old tail stays for those who come back.
 _TAKE_OVER_SHARE = 0.5
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from nexo_lsp.engines.llama.grammar import UnsupportedSchema, grammar
 from nexo_lsp.engines.llama.native import Context, Library, Model, NativeError
 from nexo_lsp.generation import Request
 
@@ -37,6 +38,7 @@ class Sampler:
         self._vocab_size = model.vocab_size
         self._chain: Any = None
         self._grammar: Any = None
+        self._bias = _bias(model, request.logit_bias)
         if request.json_schema is not None:
             self._grammar = _grammar(model, request.json_schema)
         if request.temperature > 0:
@@ -52,6 +54,10 @@ class Sampler:
     def sample(self, context: Context) -> int:
         """The next token after the last evaluated one."""
         logits = np.ctypeslib.as_array(context.logits())
+        if self._bias is not None:
+            ids, values = self._bias
+            logits = logits.copy()
+            logits[ids] += values
         token = self._choose(logits)
         if self._grammar is not None:
             self._c.llama_sampler_accept(self._grammar, token)
@@ -122,13 +128,22 @@ def _candidates(logits: npt.NDArray[np.float32], ids: npt.NDArray[np.int32]) -> 
     return candidates
 
 
+def _bias(
+    model: Model, wishes: Sequence[tuple[str, float]]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]] | None:
+    tokens = [(model.tokenize(text, special=False), value) for text, value in wishes]
+    single = {ids[0]: value for ids, value in tokens if len(ids) == 1}
+    if not single:
+        return None
+    return np.fromiter(single.keys(), np.int32), np.fromiter(single.values(), np.float32)
+
+
 def _grammar(model: Model, schema: str) -> Any:
-    converter: Any = importlib.import_module("llama_cpp.llama_grammar")
     try:
-        text = str(converter.json_schema_to_gbnf(schema))
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RecursionError) as error:
-        raise GrammarError(f"The answer's JSON schema cannot be used: {error!s}.") from error
-    grammar = model.library.c.llama_sampler_init_grammar(model.vocab, text.encode(), b"root")
-    if not grammar:
+        text = grammar(schema)
+    except (UnsupportedSchema, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise GrammarError(f"The answer's JSON schema cannot be used: {error}.") from error
+    native = model.library.c.llama_sampler_init_grammar(model.vocab, text.encode(), b"root")
+    if not native:
         raise GrammarError("The answer's JSON schema gives a grammar that llama.cpp does not accept.")
-    return grammar
+    return native

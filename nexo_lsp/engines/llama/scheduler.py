@@ -201,7 +201,7 @@ class Scheduler:
         return True
 
     def _preempt(self, urgent: _Job) -> bool:
-        """Take the sequence of the least urgent other job; it evaluates its tokens again when its turn comes."""
+        """Take the sequence of the least urgent other job, which will evaluate its tokens again."""
         others = [job for job in self._jobs.values() if job is not urgent and job.sequence is not None]
         if not others:
             return False

@@ -47,7 +47,7 @@ _HEARTBEAT_S = 0.5
 _ORPHAN_GRACE_S = 5.0
 
 Receive = Callable[[bool], ToWorker | BadMessage | None]
-"""The next message; waits for it if True is given, else None means that there is none. `EOFError`: the end."""
+"""The next message; waits for it if True is given, else None says that there is none. `EOFError` ends it."""
 Send = Callable[[FromWorker], None]
 
 
