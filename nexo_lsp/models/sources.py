@@ -333,8 +333,10 @@ def _largest_file(folder: Path) -> int:
 
 
 def _last_words(output: Path) -> str:
-    lines = output.read_text("utf-8", errors="replace").split("\n")
-    said = [line.strip() for line in lines if line.strip()]
+    # What an index says ends on a terminal, so nothing that a terminal would obey is passed on.
+    text = output.read_text("utf-8", errors="replace")
+    lines = ["".join(c if c.isprintable() else " " for c in line).strip() for line in text.splitlines()]
+    said = [line for line in lines if line]
     errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
     return (errors or said or ["it said nothing"])[-1][:300]
 

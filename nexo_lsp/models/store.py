@@ -29,11 +29,12 @@ from nexo_lsp.errors import (
     ModelUnknown,
 )
 from nexo_lsp.models.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry, size_text
-from nexo_lsp.models.progress import Meter, ProgressReport, ignore_progress
-from nexo_lsp.models.progress import PullProgress as PullProgress
+from nexo_lsp.models.progress import Meter, ProgressReport, PullProgress, ignore_progress
 from nexo_lsp.models.record import read_record, record_file, write_record
 from nexo_lsp.models.sources import DiskFree, Source, default_sources, free_disk
 from nexo_lsp.models.transfer import CHUNK, SourceFailed, check, size_of
+
+__all__ = ["InstalledModel", "ModelStore", "ProgressReport", "PullProgress", "Verdict"]
 
 log = logging.getLogger("nexo_lsp.models")
 
