@@ -17,11 +17,11 @@ from nexo_lsp.server.custom_messages import (
     ProposalParams,
     TargetArguments,
 )
+from nexo_lsp.text import Span, shift_span
 
 if TYPE_CHECKING:
     from nexo_lsp.pipeline.actions import Offer, Proposal
     from nexo_lsp.server.language_server import NexoServer
-    from nexo_lsp.text import Span
 
 _INTERVAL_S: Final = 0.05
 _KEPT: Final = 32
@@ -65,14 +65,16 @@ class Preview:
         """There was nothing to propose."""
 
     def _send(self, span: Span, *, done: bool, error: str | None = None) -> None:
-        snapshot = self._server.app.documents.find(self._uri)
-        if snapshot is None:
+        documents = self._server.app.documents
+        snapshot, edits = documents.find(self._uri), documents.edits_since(self._uri, self._version)
+        place = None if edits is None else shift_span(span, edits)
+        if snapshot is None or (place is None and not done):
             return
         params = ProposalParams(
             id=self._id,
             uri=self._uri,
-            version=self._version,
-            range=to_range(snapshot.lines, span, self._server.encoding),
+            version=snapshot.version,
+            range=to_range(snapshot.lines, place or Span(0, 0), self._server.encoding),
             title=self._title,
             text=self._text,
             done=done,

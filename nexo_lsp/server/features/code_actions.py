@@ -33,8 +33,10 @@ async def code_actions(
     """`textDocument/codeAction`. Findings are matched by range: not every client sends its diagnostics."""
     await server.settings.ready()
     app = server.app
-    snapshot = app.documents.find(params.text_document.uri)
-    if snapshot is None or app.permitted(snapshot) is not None:
+    if app.documents.find(params.text_document.uri) is None:
+        return None
+    snapshot = await app.documents.parsed(params.text_document.uri)
+    if app.permitted(snapshot) is not None:
         return None
     span = snapshot.lines.span(range_of(params.range), server.encoding)
     findings = [finding for finding in app.reviews.findings(snapshot.uri) if finding.span.overlaps(span)]

@@ -8,6 +8,7 @@ from lsprotocol import types
 
 from nexo_lsp.errors import NexoError
 from nexo_lsp.server.convert import fenced, position_of, to_range
+from nexo_lsp.text import shift_span
 
 if TYPE_CHECKING:
     from nexo_lsp.pipeline.hover import HoverAnswer
@@ -31,13 +32,17 @@ async def hover(server: NexoServer, params: types.HoverParams) -> types.Hover | 
         return None
     if answer is None:
         return None
+    edits = app.documents.edits_after(snapshot)
+    place = None if edits is None else shift_span(answer.span, edits)
     markdown = server.client.hover_markdown
     return types.Hover(
         contents=types.MarkupContent(
             kind=types.MarkupKind.Markdown if markdown else types.MarkupKind.PlainText,
             value=render(answer, markdown=markdown),
         ),
-        range=to_range(snapshot.lines, answer.span, server.encoding),
+        range=None
+        if place is None
+        else to_range(app.documents.get(snapshot.uri).lines, place, server.encoding),
     )
 
 

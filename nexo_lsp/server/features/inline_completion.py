@@ -60,7 +60,9 @@ async def complete(
     except NexoError as error:
         server.failures.tell_once(error)
         return None
-    return None if completion is None else (snapshot, completion)
+    # What was typed meanwhile may be what is suggested; the client asks anew for what it has now.
+    moved = app.documents.find(uri) is not snapshot
+    return None if completion is None or moved else (snapshot, completion)
 
 
 def accepted_command(completion: Completion) -> types.Command:
