@@ -23,7 +23,7 @@ class Folders:
 
 
 def folders(environ: Mapping[str, str]) -> Folders:
-    """The folders for an environment: under `NEXO_HOME` where it is set, else where the platform wants them."""
+    """The folders for an environment: under `NEXO_HOME` if it is set, else where the platform wants them."""
     home = environ.get("NEXO_HOME", "").strip()
     if home:
         root = Path(home).expanduser()

@@ -82,6 +82,8 @@ class Request:
     seed: int = 0
     json_schema: str | None = None
     """A JSON schema (as JSON text, so that the request stays hashable) that the answer is constrained to."""
+    logit_bias: tuple[tuple[str, float], ...] = ()
+    """Texts of one token each, and what is added to their logits; a text of several tokens is left alone."""
     priority: Priority = Priority.FOREGROUND
     deadline_s: float | None = None
     """Seconds from the moment the request is made until it ends with `FinishReason.DEADLINE`."""

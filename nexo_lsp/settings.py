@@ -30,12 +30,12 @@ class EngineSettings(_Section):
     kind: Literal["auto", "native", "mock"] = Field(
         default="auto",
         description="Which engine answers: `native` runs the model on this machine, `mock` gives scripted "
-        "answers (for tests), `auto` takes the best one available. `nexo.engine` may also be this word alone.",
+        "answers (for tests), `auto` takes the best one available. `nexo.engine` may be this word too.",
     )
     idle_unload_minutes: float = Field(
         default=10,
         ge=0,
-        description="After so many minutes without use the model is let go of to free its memory; 0 keeps it.",
+        description="After so many minutes without use the model is let go of to free memory; 0 keeps it.",
     )
     context_tokens: int = Field(
         default=8192, ge=1024, le=32768, description="How many tokens the engine keeps in memory at once."
@@ -88,7 +88,7 @@ class CompletionSettings(_Section):
     )
     as_completion_items: bool = Field(
         default=False,
-        description="Offer the same through `textDocument/completion`, for editors without inline completion.",
+        description="Offer the same by `textDocument/completion`, for editors without inline completion.",
     )
     max_tokens: int = Field(default=64, ge=4, le=512, description="The longest completion, in tokens.")
 

@@ -1,1 +1,1 @@
-"""PLACE."""
+"""What is remembered: answers by content, dismissed findings."""

@@ -1,1 +1,1 @@
-"""PLACE."""
+"""What is done: review, code actions, hover, completion."""

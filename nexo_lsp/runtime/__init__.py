@@ -1,1 +1,1 @@
-"""PLACE."""
+"""Which engine answers, and why."""

@@ -1,1 +1,1 @@
-"""PLACE."""
+"""May this be sent, may this be written."""

@@ -1,1 +1,1 @@
-"""PLACE."""
+"""Ways to have an engine on some platform."""

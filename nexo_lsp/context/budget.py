@@ -1,0 +1,61 @@
+"""Cutting what the model is shown to a number of tokens: the most useful first, never inside a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Qwen2.5's vocabulary spends about one token on 3.3 characters of code (measured on this repository); a
+# smaller number keeps an estimate on the safe side. Everything outside ASCII is counted as a token each.
+_CHARS_PER_TOKEN = 3.0
+
+
+def estimate_tokens(text: str) -> int:
+    """About how many tokens `text` is, rather too many than too few; needs no model."""
+    if text.isascii():
+        return int(len(text) / _CHARS_PER_TOKEN) + 1
+    wide = sum(char > "\x7f" for char in text)
+    return int((len(text) - wide) / _CHARS_PER_TOKEN) + wide + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A candidate for the prompt. Parts of a higher `usefulness` are taken first."""
+
+    text: str
+    usefulness: float
+
+
+def choose(parts: Sequence[Part], budget: int) -> tuple[Part, ...]:
+    """The most useful `parts` that fit into `budget` tokens, in the order in which they were given.
+
+    A part that does not fit whole is left out and the next one tried.
+    """
+    chosen: set[int] = set()
+    left = budget
+    for index in sorted(range(len(parts)), key=lambda i: -parts[i].usefulness):
+        cost = estimate_tokens(parts[index].text)
+        if cost <= left:
+            chosen.add(index)
+            left -= cost
+    return tuple(part for index, part in enumerate(parts) if index in chosen)
+
+
+def last_lines(text: str, budget: int) -> str:
+    """As many whole lines from the end of `text` as fit; the last line is always kept."""
+    lines = text.split("\n")
+    cost = estimate_tokens(lines[-1])
+    first = len(lines) - 1
+    while first > 0 and (cost := cost + estimate_tokens(lines[first - 1] + "\n")) <= budget:
+        first -= 1
+    return "\n".join(lines[first:])
+
+
+def first_lines(text: str, budget: int) -> str:
+    """As many whole lines from the start of `text` as fit; the first line is always kept."""
+    lines = text.split("\n")
+    cost = estimate_tokens(lines[0])
+    end = 1
+    while end < len(lines) and (cost := cost + estimate_tokens(lines[end] + "\n")) <= budget:
+        end += 1
+    return "\n".join(lines[:end])

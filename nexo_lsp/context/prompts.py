@@ -1,0 +1,138 @@
+"""Putting what was gathered into words. The words themselves live in `templates/`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib import resources
+from typing import Any
+
+from nexo_lsp.generation import ChatPrompt, InfillPrompt, InfillTemplate, Message, Request, Role
+from nexo_lsp.syntax.languages import Language
+
+_LINES_AT_LEAST = 2
+"""A line of fewer characters (a closing bracket) is not worth quoting."""
+
+
+class Prompts:
+    """The prompts of every pipeline. Texts are read when they are first needed."""
+
+    @cached_property
+    def version(self) -> str:
+        """Changes whenever a text changes, so that answers to old prompts are not taken for new ones."""
+        digest = hashlib.sha256()
+        for name in ("review.toml", "actions.toml"):
+            digest.update(_read(name).encode())
+        return digest.hexdigest()[:12]
+
+    def review(self, language: Language | None, code: str, context: str) -> ChatPrompt:
+        """A review of `code`; `context` is what is known of its surroundings (may be empty)."""
+        texts = self._review
+        messages = [Message(Role.SYSTEM, texts["system"])]
+        for example in texts["example"]:
+            code_shown = example["code"].lstrip("\n")
+            messages.append(
+                Message(Role.USER, _fill(texts["user"], context="", fence="python", code=code_shown))
+            )
+            messages.append(Message(Role.ASSISTANT, json.dumps({"findings": example["findings"]})))
+        fence = fence_of(language)
+        shown = _fill(texts["context"], fence=fence, text=context) if context else ""
+        messages.append(Message(Role.USER, _fill(texts["user"], context=shown, fence=fence, code=code)))
+        return ChatPrompt(tuple(messages))
+
+    def review_schema(self, code: str, max_findings: int) -> str:
+        """The JSON schema of a review: a quote can only be a line of `code`, letter by letter."""
+        finding = {
+            "quote": {"enum": quotable_lines(code)},
+            "category": {"enum": self._review["categories"]},
+            "severity": {"enum": ["error", "warning", "information"]},
+            "message": {"type": "string", "maxLength": 200},
+            "suggestion": {"type": "string", "maxLength": 200},
+        }
+        item = {"type": "object", "properties": finding, "required": list(finding)}
+        findings = {"type": "array", "maxItems": max_findings, "items": item}
+        return Request.schema(
+            {"type": "object", "properties": {"findings": findings}, "required": ["findings"]}
+        )
+
+    @property
+    def review_bias(self) -> tuple[tuple[str, float], ...]:
+        """What makes the model believe that code may be fine."""
+        return ((" []", float(self._review["empty_bias"])),)
+
+    def action(
+        self,
+        name: str,
+        language: Language | None,
+        code: str,
+        *,
+        context: str = "",
+        answer_prefix: str = "",
+        words: Mapping[str, str] | None = None,
+    ) -> ChatPrompt:
+        """The prompt of one code action or hover; `name` is a section of `actions.toml`.
+
+        `words` fill further slots of the text. The answer is made to begin with `answer_prefix`.
+        """
+        texts = self._actions[name]
+        fence, title = fence_of(language), language.name if language else "code"
+        shown = _fill(self._actions["context"]["text"], fence=fence, text=context) if context else ""
+        slots = {"language": title, "fence": fence, "context": shown, "code": code, **(words or {})}
+        messages = (
+            Message(Role.SYSTEM, _fill(texts["system"], **slots)),
+            Message(Role.USER, _fill(texts["user"], **slots)),
+        )
+        return ChatPrompt(messages, answer_prefix)
+
+    def infill(self, family: str, prefix: str, suffix: str) -> InfillPrompt:
+        """A fill-in-the-middle prompt in the order that the model family does best with.
+
+        An unknown family gets Qwen2.5-Coder's tokens, which several families share.
+        """
+        texts = self._infill.get(family) or self._infill["qwen2.5-coder"]
+        return InfillPrompt(prefix, suffix, InfillTemplate(tuple(texts["parts"]), tuple(texts["stop"])))
+
+    @cached_property
+    def _review(self) -> dict[str, Any]:
+        return _strip(tomllib.loads(_read("review.toml")))
+
+    @cached_property
+    def _actions(self) -> dict[str, Any]:
+        return {name: _strip(texts) for name, texts in tomllib.loads(_read("actions.toml")).items()}
+
+    @cached_property
+    def _infill(self) -> dict[str, Any]:
+        return tomllib.loads(_read("infill.toml"))
+
+
+def quotable_lines(code: str) -> list[str]:
+    """The distinct lines of `code` without indentation, in order; brackets alone are left out."""
+    stripped = (line.strip() for line in code.splitlines())
+    lines = dict.fromkeys(line for line in stripped if len(line) > _LINES_AT_LEAST)
+    return list(lines) or [code.strip()]
+
+
+def fence_of(language: Language | None) -> str:
+    """The word behind the opening backticks of a Markdown code block."""
+    return language.id if language is not None else ""
+
+
+def _fill(template: str, **slots: str) -> str:
+    """Fill `{slots}` in one pass, so that braces inside the code are left as they are."""
+    parts: Sequence[str] = template.split("{")
+    out = [parts[0]]
+    for part in parts[1:]:
+        name, closed, rest = part.partition("}")
+        out.append(slots[name] + rest if closed and name in slots else "{" + part)
+    return "".join(out)
+
+
+def _strip(texts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.lstrip("\n") if isinstance(value, str) else value for key, value in texts.items()}
+
+
+def _read(name: str) -> str:
+    return resources.files("nexo_lsp.context").joinpath("templates", name).read_text(encoding="utf-8")

@@ -1,0 +1,139 @@
+"""Cutting the model's words down to code, and fitting code into its place."""
+
+from __future__ import annotations
+
+import textwrap
+
+from nexo_lsp.documents import Snapshot
+from nexo_lsp.syntax.languages import Language
+from nexo_lsp.syntax.outline import Symbol
+from nexo_lsp.syntax.parsing import parse
+from nexo_lsp.text import Span
+
+FENCE = "```"
+
+
+def unfenced(text: str) -> str:
+    """The code of an answer: up to the closing backticks; from the opening ones if it starts with words."""
+    if FENCE in text:
+        before, _, rest = text.partition(FENCE)
+        if before.strip() or not rest.strip():
+            return before.rstrip()
+        body = rest.partition("\n")[2]
+        return body.partition(FENCE)[0].rstrip()
+    return text.rstrip()
+
+
+def first_symbol(language: Language, code: str, name: str) -> str:
+    """`code` up to the end of the first definition of `name`; all of it if there is none.
+
+    Small models like to go on with a second function, or with an example of a call.
+    """
+    tree = parse(language, code)
+    if tree is None:
+        return code
+    for symbol in tree.outline().symbols:
+        if symbol.name == name and symbol.body is not None:
+            return code[: symbol.span.end]
+    return code
+
+
+def head_of_definition(snapshot: Snapshot, symbol: Symbol, *, with_docs: bool = True) -> str:
+    """The text of a definition up to where its body begins, an opening brace included.
+
+    With `with_docs` a docstring inside the body belongs to it.
+    """
+    text, end = snapshot.text, symbol.span.end
+    if symbol.body is not None:
+        end = symbol.body.start
+        if with_docs and symbol.doc_span is not None and symbol.doc_span.start >= symbol.name_span.end:
+            end = max(end, symbol.doc_span.end)
+    head = text[symbol.span.start : end].rstrip()
+    if symbol.body is not None and text[symbol.body.start : symbol.body.start + 1] == "{":
+        head += " {"
+    return head
+
+
+def indentation(snapshot: Snapshot, offset: int) -> str:
+    """The white space at the start of the line that holds `offset`."""
+    line = snapshot.lines.line(snapshot.lines.line_of(offset))
+    return line[: len(line) - len(line.lstrip())]
+
+
+def indented(code: str, indent: str) -> str:
+    """`code` with every line but the first, and but blank ones, moved to the right by `indent`."""
+    first, newline, rest = code.partition("\n")
+    return first + newline + textwrap.indent(rest, indent, lambda line: bool(line.strip()))
+
+
+def dedented_part(code: str, indent: str) -> str:
+    """The reverse of `indented`: lines but the first lose `indent` where they have it."""
+    lines = code.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "\n".join([lines[0], *(line.removeprefix(indent) for line in lines[1:])])
+
+
+def ends_of_block(text: str, indent: str) -> int:
+    """How much of generated `text` belongs to the block whose lines have at least `indent`.
+
+    The first line counts whole. A following line that is indented less ends the block, and so do two blank
+    lines.
+    """
+    at = text.find("\n")
+    if at < 0:
+        return len(text)
+    blank = 0
+    position = at + 1
+    end = at
+    for line in text[position:].split("\n"):
+        if not line.strip():
+            blank += 1
+            if blank > 1:
+                return end
+        elif not line.startswith(indent):
+            return end
+        else:
+            blank = 0
+            end = position + len(line)
+        position += len(line) + 1
+    return end
+
+
+def without_repetition(text: str, after: str) -> str:
+    """`text` without what already stands behind it in `after` (the text behind the cursor)."""
+    rest_of_line, _, following = after.partition("\n")
+    rest = rest_of_line.strip()
+    if rest:
+        first, newline, more = text.partition("\n")
+        cut = first.rstrip()
+        if cut.endswith(rest):
+            text = cut[: -len(rest)]
+        elif not newline:
+            text = _without_closers(cut, rest)
+        else:
+            text = first + newline + more
+    next_line = next((line.strip() for line in following.split("\n") if line.strip()), "")
+    if next_line and len(next_line) > 1:
+        lines = text.split("\n")
+        for index, line in enumerate(lines[1:], start=1):
+            if line.strip() == next_line:
+                return "\n".join(lines[:index]).rstrip()
+    return text
+
+
+def _without_closers(text: str, rest: str) -> str:
+    """Drop closing brackets at the end of `text` that `rest` already brings."""
+    closers = ")]}\"'`;,:"
+    for length in range(min(len(rest), len(text)), 0, -1):
+        tail = text[-length:]
+        if rest.startswith(tail) and all(char in closers for char in tail) and not _balanced(text):
+            return text[:-length]
+    return text
+
+
+def _balanced(text: str) -> bool:
+    return all(text.count(left) >= text.count(right) for left, right in ("()", "[]", "{}"))
+
+
+def text_at(snapshot: Snapshot, span: Span) -> str:
+    """The document's text at `span`."""
+    return snapshot.text[span.start : span.end]

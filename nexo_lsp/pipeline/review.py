@@ -1,0 +1,326 @@
+"""Review: findings of the model, function by function.
+
+An answer is keyed by what the model saw, so only changed functions are asked about again. The work on one
+function is shared by all who ask for it; it ends when its code changes, its file closes or the user stops it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from nexo_lsp.documents import Snapshot
+from nexo_lsp.errors import BadAnswer
+from nexo_lsp.generation import Priority, Request
+from nexo_lsp.memory.answers import answer_key
+from nexo_lsp.pipeline.findings import Finding, capped, finding_id, moved
+from nexo_lsp.pipeline.step import SharedJobs, Workbench, infer, joined
+from nexo_lsp.pipeline.units import Unit, review_units
+from nexo_lsp.text import Edit, Span, shift_span
+
+_log = logging.getLogger("nexo_lsp.review")
+
+_CONTEXT_TOKENS = 300
+_ANSWER_TOKENS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewReport:
+    """The findings of a review; incomplete if the document changed or the job was stopped on the way."""
+
+    version: int
+    findings: tuple[Finding, ...]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewProgress:
+    """How far a review is: units done and in all, the function at hand, tokens made for it so far."""
+
+    done: int
+    total: int
+    symbol: str
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Remark:
+    """A finding as it is stored: without its place, which follows from the quote."""
+
+    quote: str
+    category: str
+    severity: str
+    message: str
+    suggestion: str
+
+
+@dataclass(slots=True)
+class _Run:
+    """A review of one document that is under way."""
+
+    version: int
+    priority: Priority
+    task: asyncio.Task[ReviewReport] | None = None
+    listeners: list[Callable[[ReviewProgress], None]] = field(
+        default_factory=list[Callable[[ReviewProgress], None]]
+    )
+    unit: tuple[str, Span] | None = None
+    """The key and the place of the function that is at work now."""
+
+    def tell(self, progress: ReviewProgress) -> None:
+        for listener in self.listeners:
+            listener(progress)
+
+
+class ReviewService:
+    """Reviews open documents and keeps what was found in step with their edits."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+        self._jobs: SharedJobs[tuple[_Remark, ...]] = SharedJobs()
+        self._runs: dict[str, _Run] = {}
+        self._shown: dict[str, tuple[Finding, ...]] = {}
+        self.on_findings: Callable[[Snapshot, tuple[Finding, ...]], None] = lambda _snapshot, _findings: None
+        """Called on the loop whenever the findings of a document change or move."""
+
+    def findings(self, uri: str) -> tuple[Finding, ...]:
+        """The findings that are shown for a document now."""
+        return self._shown.get(uri, ())
+
+    async def review(
+        self,
+        uri: str,
+        *,
+        priority: Priority = Priority.BACKGROUND,
+        progress: Callable[[ReviewProgress], None] | None = None,
+    ) -> ReviewReport:
+        """Review the document as it is now; a review of the same version that is under way is joined.
+
+        Being cancelled leaves the review running. Raises `NexoError` and its kinds.
+        """
+        snapshot = await self._bench.documents.parsed(uri)
+        self._bench.require(snapshot)
+        run = self._runs.get(uri)
+        if run is None or run.version != snapshot.version or run.task is None or run.task.done():
+            if run is not None and run.task is not None:
+                run.task.cancel()
+            run = _Run(snapshot.version, priority)
+            self._runs[uri] = run
+            run.task = asyncio.get_running_loop().create_task(self._work(snapshot, run), name="nexo:review")
+            # A failure is every asker's; if all of them have left, it has been logged by the job.
+            run.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        run.priority = min(run.priority, priority)
+        if progress is not None:
+            run.listeners.append(progress)
+        task = run.task
+        try:
+            return await joined(task)
+        except asyncio.CancelledError:
+            if not task.cancelled() or _cancelled_myself():
+                raise
+            return ReviewReport(snapshot.version, self.findings(uri), complete=False)
+        finally:
+            if progress is not None:
+                run.listeners.remove(progress)
+
+    def changed(self, snapshot: Snapshot, edits: Sequence[Edit]) -> None:
+        """The document was edited: findings move or vanish, and work on changed code ends."""
+        uri = snapshot.uri
+        run = self._runs.get(uri)
+        if run is not None and run.unit is not None:
+            key, span = run.unit
+            shifted = shift_span(span, edits)
+            run.unit = (key, shifted) if shifted is not None else None
+            if shifted is None:
+                self._jobs.cancel(key)
+        shown = self._shown.get(uri)
+        if shown:
+            self._show(snapshot, moved(shown, edits, snapshot))
+
+    def closed(self, uri: str, snapshot: Snapshot | None) -> None:
+        """The document was closed: its review ends and its findings go."""
+        self.stop(uri)
+        if self._shown.pop(uri, None) and snapshot is not None:
+            self.on_findings(snapshot, ())
+
+    def stop(self, uri: str | None = None) -> None:
+        """End the review of a document, or all reviews; what was found so far stays."""
+        for key in [uri] if uri is not None else list(self._runs):
+            run = self._runs.pop(key, None)
+            if run is None:
+                continue
+            if run.unit is not None:
+                self._jobs.cancel(run.unit[0])
+            if run.task is not None:
+                run.task.cancel()
+
+    def clear(self) -> None:
+        """End all reviews and take away all findings (the server was switched off)."""
+        self.stop()
+        for uri in list(self._shown):
+            snapshot = self._bench.documents.find(uri)
+            if self._shown.pop(uri) and snapshot is not None:
+                self.on_findings(snapshot, ())
+
+    async def dismiss(self, uri: str, finding: str) -> None:
+        """Never show this finding again, wherever the same code stands."""
+        snapshot = self._bench.documents.find(uri)
+        shown = self._shown.get(uri, ())
+        if snapshot is not None:
+            self._show(snapshot, tuple(item for item in shown if item.id != finding))
+        await self._bench.answers.dismiss(finding)
+
+    async def _work(self, snapshot: Snapshot, run: _Run) -> ReviewReport:
+        units = review_units(snapshot)
+        dismissed = await self._bench.answers.dismissed()
+        found: dict[int, tuple[Finding, ...]] = {}
+        complete = True
+        for index, unit in enumerate(units):
+            run.tell(ReviewProgress(index, len(units), unit.symbol))
+            place = self._place_now(snapshot, unit.span)
+            if place is None:
+                complete = False
+                continue
+            request_key, request = self._request(snapshot, unit, run.priority)
+            run.unit = (request_key, place)
+
+            def on_piece(_text: str, tokens: int, index: int = index, unit: Unit = unit) -> None:
+                run.tell(ReviewProgress(index, len(units), unit.symbol, tokens))
+
+            try:
+                remarks = await self._remarks(request_key, request, on_piece)
+            except asyncio.CancelledError:
+                if _cancelled_myself():
+                    raise
+                complete = False
+                continue
+            finally:
+                run.unit = None
+            found[index] = self._located(unit, remarks, dismissed)
+            self._merge(snapshot, units, found)
+        run.tell(ReviewProgress(len(units), len(units), ""))
+        current = self._bench.documents.find(snapshot.uri)
+        complete = complete and current is not None and current.version == snapshot.version
+        if not units:
+            self._merge(snapshot, units, found)
+        return ReviewReport(snapshot.version, self.findings(snapshot.uri), complete)
+
+    def _request(self, snapshot: Snapshot, unit: Unit, priority: Priority) -> tuple[str, Request]:
+        bench, settings = self._bench, self._bench.settings().review
+        around = bench.gatherer.surroundings(snapshot, unit.span, bench.others(snapshot), _CONTEXT_TOKENS)
+        prompt = bench.prompts.review(snapshot.language, unit.code, around.related)
+        request = Request(
+            prompt=prompt,
+            max_tokens=_ANSWER_TOKENS,
+            session="review",
+            json_schema=bench.prompts.review_schema(unit.code, settings.max_findings),
+            logit_bias=bench.prompts.review_bias,
+            priority=priority,
+        )
+        key = answer_key(
+            "review", bench.model_key(), bench.prompts.version, str(settings.max_findings),
+            prompt.messages[-1].content,
+        )  # fmt: skip
+        return key, request
+
+    async def _remarks(
+        self, key: str, request: Request, on_piece: Callable[[str, int], None]
+    ) -> tuple[_Remark, ...]:
+        cached = await self._bench.answers.get(key)
+        if cached is not None:
+            return _parse(cached)
+
+        async def ask() -> tuple[_Remark, ...]:
+            answer = await infer(self._bench.engine(), request, on_piece)
+            remarks = _parse(answer.text)
+            await self._bench.answers.put(key, "review", answer.text)
+            return remarks
+
+        try:
+            return await joined(self._jobs.start(key, ask))
+        except BadAnswer as error:
+            _log.warning("%s", error)
+            return ()
+
+    def _located(
+        self, unit: Unit, remarks: Sequence[_Remark], dismissed: frozenset[str]
+    ) -> tuple[Finding, ...]:
+        """The remarks whose quote is in the code, each at its quote, relative to the unit's version."""
+        highest = self._bench.settings().review.max_severity
+        findings: dict[str, Finding] = {}
+        for remark in remarks:
+            identity = finding_id(remark.quote, remark.category, unit.symbol)
+            if not remark.quote.strip() or remark.quote not in unit.code or identity in dismissed:
+                continue
+            findings.setdefault(
+                identity,
+                Finding(
+                    id=identity,
+                    span=unit.span,
+                    quote=remark.quote,
+                    category=remark.category,
+                    severity=capped(remark.severity, highest),
+                    message=remark.message,
+                    suggestion=remark.suggestion or None,
+                    symbol=unit.symbol,
+                ),
+            )
+        return tuple(findings.values())
+
+    def _merge(
+        self, snapshot: Snapshot, units: Sequence[Unit], found: dict[int, tuple[Finding, ...]]
+    ) -> None:
+        """Show what was found so far; functions whose turn comes later keep what they had."""
+        current = self._bench.documents.find(snapshot.uri)
+        if current is None:
+            return
+        shown: list[Finding] = []
+        answered: list[Span] = []
+        waiting: list[Span] = []
+        for index, unit in enumerate(units):
+            place = self._place_now(snapshot, unit.span)
+            if place is None:
+                continue
+            if index not in found:
+                waiting.append(place)
+                continue
+            answered.append(place)
+            for finding in found[index]:
+                at = current.text.find(finding.quote, place.start, place.end)
+                if at >= 0:
+                    shown.append(replace(finding, span=Span(at, at + len(finding.quote))))
+        for old in self._shown.get(snapshot.uri, ()):
+            if any(span.overlaps(old.span) for span in waiting):
+                shown.append(old)
+        self._show(current, tuple(sorted(shown, key=lambda finding: finding.span)))
+
+    def _show(self, snapshot: Snapshot, findings: tuple[Finding, ...]) -> None:
+        if findings != self._shown.get(snapshot.uri, ()):
+            self._shown[snapshot.uri] = findings
+            self.on_findings(snapshot, findings)
+
+    def _place_now(self, snapshot: Snapshot, span: Span) -> Span | None:
+        """Where `span` of `snapshot` stands in the document now; None if it was touched or is closed."""
+        edits = self._bench.documents.edits_after(snapshot)
+        return None if edits is None else shift_span(span, edits)
+
+
+def _cancelled_myself() -> bool:
+    """Whether the current task itself was asked to cancel (and not a task that it was waiting for)."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _parse(text: str) -> tuple[_Remark, ...]:
+    try:
+        answer: Any = json.loads(text)
+        return tuple(
+            _Remark(*(str(item[name]) for name in ("quote", "category", "severity", "message", "suggestion")))
+            for item in answer["findings"]
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise BadAnswer(f"The model's review could not be read and was left out ({error}).") from error

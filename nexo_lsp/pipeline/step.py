@@ -1,0 +1,126 @@
+"""What every pipeline works with, and the steps that they share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from nexo_lsp.context.gather import Gatherer
+from nexo_lsp.context.prompts import Prompts
+from nexo_lsp.documents import DocumentStore, Snapshot
+from nexo_lsp.engines.engine import Engine
+from nexo_lsp.errors import DisabledError
+from nexo_lsp.generation import FinishReason, Piece, Request, Usage
+from nexo_lsp.memory.answers import Answers
+from nexo_lsp.offload import Offload
+from nexo_lsp.settings import Settings
+
+T = TypeVar("T")
+_log = logging.getLogger("nexo_lsp.pipeline")
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """The services that the pipelines share; what may be replaced while running comes as a function."""
+
+    documents: DocumentStore
+    answers: Answers
+    gatherer: Gatherer
+    prompts: Prompts
+    offload: Offload
+    engine: Callable[[], Engine]
+    settings: Callable[[], Settings]
+    model_key: Callable[[], str]
+    """What identifies the model and engine in the keys of cached answers."""
+    permitted: Callable[[Snapshot], str | None]
+    """None if the document may be shown to the model, else the reason against it."""
+
+    def require(self, snapshot: Snapshot) -> None:
+        """Raise `DisabledError` unless the document may be shown to the model."""
+        reason = self.permitted(snapshot)
+        if reason is not None:
+            raise DisabledError(reason)
+
+    def others(self, snapshot: Snapshot) -> tuple[Snapshot, ...]:
+        """The other open documents that may be shown as context."""
+        return tuple(
+            other for other in self.documents.all() if other.uri != snapshot.uri and not self.permitted(other)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer of the engine."""
+
+    text: str
+    finish: FinishReason
+    usage: Usage
+
+
+async def infer(
+    engine: Engine, request: Request, on_piece: Callable[[str, int], bool | None] | None = None
+) -> Answer:
+    """Stream `request` to its end.
+
+    `on_piece` gets the text so far and the number of tokens, and ends the stream by returning True. The
+    engine's work ends when this coroutine is cancelled.
+    """
+    parts: list[str] = []
+    last: Piece | None = None
+    async with contextlib.aclosing(engine.stream(request)) as stream:
+        async for piece in stream:
+            parts.append(piece.text)
+            if piece.finish is not None:
+                last = piece
+            if on_piece is not None and piece.text and on_piece("".join(parts), piece.tokens):
+                break
+    finish = last.finish if last is not None and last.finish is not None else FinishReason.STOP
+    usage = last.usage if last is not None and last.usage is not None else Usage()
+    return Answer("".join(parts), finish, usage)
+
+
+class SharedJobs(Generic[T]):
+    """Work keyed by content: whoever asks for the same key gets the same running task.
+
+    An asker who is cancelled leaves; the work goes on for the others and for whoever asks next. It ends when
+    it is done, or by `cancel`.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[T]] = {}
+
+    def start(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
+        """The running task for `key`, started now if there is none."""
+        task = self._tasks.get(key)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(work(), name=f"nexo:{key[:12]}")
+            self._tasks[key] = task
+            task.add_done_callback(lambda done: self._finished(key, done))
+        return task
+
+    def cancel(self, key: str) -> None:
+        """End the work for `key`; its askers see `asyncio.CancelledError`."""
+        task = self._tasks.pop(key, None)
+        if task is not None:
+            task.cancel()
+
+    def cancel_all(self) -> None:
+        """End all work."""
+        for key in list(self._tasks):
+            self.cancel(key)
+
+    def _finished(self, key: str, task: asyncio.Task[T]) -> None:
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Askers get the error too; one whose askers have all left would go unseen without this line.
+            _log.info("%s failed: %s", task.get_name(), error)
+
+
+async def joined(task: asyncio.Task[T]) -> T:
+    """Wait for a shared task; being cancelled leaves the task running."""
+    return await asyncio.shield(task)

@@ -1,0 +1,40 @@
+"""llama.cpp on this machine, in a worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nexo_lsp.engines.engine import Engine
+from nexo_lsp.engines.llama.engine import INSTALL_HINT, LlamaEngine, LlamaOptions, is_installed
+from nexo_lsp.generation import EngineStatus
+from nexo_lsp.runtime.providers.provider import Availability
+from nexo_lsp.settings import EngineSettings
+
+
+@dataclass(frozen=True, slots=True)
+class NativeProvider:
+    """Needs `llama-cpp-python`; the model file is found, and fetched if need be, by `model`."""
+
+    settings: EngineSettings
+    model: Callable[[], Awaitable[Path]]
+    installed: Callable[[], bool] = is_installed
+    name: str = "native"
+
+    def probe(self) -> Availability:
+        """Usable where the library is installed."""
+        if self.installed():
+            return Availability(True, "llama-cpp-python is installed")
+        return Availability(False, INSTALL_HINT)
+
+    def create_engine(self, on_status: Callable[[EngineStatus], None]) -> Engine:
+        """A `LlamaEngine` that starts its worker at the first request."""
+        options = LlamaOptions(
+            context_tokens=self.settings.context_tokens,
+            threads=self.settings.threads,
+            idle_unload_s=self.settings.idle_unload_minutes * 60,
+        )
+        engine = LlamaEngine(self.model, options)
+        engine.on_status = on_status
+        return engine
