@@ -27,7 +27,7 @@ T = TypeVar("T")
 Value = str | int | float | bytes | None
 Row = tuple[Any, ...]
 
-FILE_NAME = "nexo.sqlite3"
+FILE_NAME = "nexo.db"
 """The database's name inside the state folder."""
 
 # How long one server waits for another that is writing.

@@ -22,7 +22,7 @@ def build(words: Sequence[str]) -> typer.Typer:
         name="nexo-lsp", help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True
     )
     app.callback()(_program)
-    asked = next(iter(words), None)
+    asked = next(iter(words), "")
     if asked in _COMMANDS:
         _COMMANDS[asked](app)
     elif asked != "--version":

@@ -1,0 +1,207 @@
+"""`nexo-lsp review`: findings of files and folders on the terminal, or as JSON or SARIF."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nexo_lsp.app import App, create_app
+from nexo_lsp.cli.exit_codes import ExitCode, exit_code, reported
+from nexo_lsp.cli.review_report import FileReview, Report, as_json, as_sarif
+from nexo_lsp.cli.review_screen import ReviewScreen
+from nexo_lsp.cli.terminal import Screen, TerminalHost
+from nexo_lsp.documents import Snapshot
+from nexo_lsp.errors import DisabledError, DocumentError, NexoError, UsageError
+from nexo_lsp.generation import Priority
+from nexo_lsp.ignore import IgnoreRules
+from nexo_lsp.offload import in_thread
+from nexo_lsp.pipeline.findings import Finding
+from nexo_lsp.syntax.languages import language_for
+
+
+class Format(StrEnum):
+    """In what form the findings are printed."""
+
+    TEXT = "text"
+    JSON = "json"
+    SARIF = "sarif"
+
+
+class Gravity(StrEnum):
+    """The severities, as words of the command line."""
+
+    HINT = "hint"
+    INFORMATION = "information"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def review(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders.", show_default=False)],
+    form: Annotated[
+        Format, typer.Option("--format", help="In what form the findings are printed.")
+    ] = Format.TEXT,
+    as_json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    fail_on: Annotated[
+        Gravity | None, typer.Option(help="End with exit code 1 if a finding is at least this grave.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Which model answers, instead of the setting `nexo.model`.")
+    ] = None,
+) -> None:
+    """Review files, and the files of folders that .gitignore leaves in.
+
+    Findings are printed as they come. Ctrl-C keeps what is done. Exit codes: 0 done, 1 a finding reaches
+    --fail-on, 2 a path does not exist, 3 no engine or model, 130 stopped by Ctrl-C.
+    """
+    with reported():
+        form = Format.JSON if as_json_ else form
+        environ = dict(os.environ) if model is None else {**os.environ, "NEXO_MODEL": model}
+        screen = Screen.standard()
+        show = ReviewScreen(screen, text=form is Format.TEXT)
+        report, failure = asyncio.run(run(paths, environ, show))
+        if form is Format.JSON:
+            typer.echo(json.dumps(as_json(report), indent=2))
+        elif form is Format.SARIF:
+            typer.echo(json.dumps(as_sarif(report, Path.cwd()), indent=2))
+        else:
+            show.summary(report)
+        raise typer.Exit(_ending(report, failure, fail_on))
+
+
+async def run(
+    paths: Sequence[Path], environ: Mapping[str, str], show: ReviewScreen
+) -> tuple[Report, NexoError | None]:
+    """Review everything below `paths`; with the report comes the error that ended it early, if one did.
+
+    Being cancelled (Ctrl-C) ends it with what there is. Raises `UsageError` for a path that does not exist.
+    """
+    roots = workspace_of(paths)
+    report = Report(files=await in_thread(lambda: list(files_of(paths, roots))))
+    app = create_app(environ, TerminalHost(show.screen, show.status))
+    failure: NexoError | None = None
+    started = time.monotonic()
+    try:
+        for problem in app.configure(()):
+            show.screen.tell(str(problem), "warning")
+        app.set_workspace(roots, trusted=True)
+        for index, file in enumerate(report.files):
+            show.begin(file, index, len(report.files))
+            await _review_file(app, file, show)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None:
+            task.uncancel()
+        report.interrupted = True
+    except NexoError as error:
+        failure, report.problem = error, str(error)
+    finally:
+        show.status.hide()
+        status = app.status()
+        report.engine, report.model = status.engine, status.model
+        report.seconds = time.monotonic() - started
+        app.stop()
+        await app.close()
+    return report, failure
+
+
+def workspace_of(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """The folders whose ignore files count: those named, and the working folder for what lies below it.
+
+    Raises `UsageError` for a path that does not exist.
+    """
+    here = Path.cwd()
+    roots: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"there is no {path}")
+        place = Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` would follow links
+        if place.is_relative_to(here):
+            roots.append(here)
+        else:
+            roots.append(place if place.is_dir() else place.parent)
+    return tuple(dict.fromkeys(roots))
+
+
+def files_of(paths: Sequence[Path], roots: Sequence[Path]) -> Iterator[FileReview]:
+    """Every file once: those named, and below folders those in a language that is known."""
+    rules = IgnoreRules(roots)
+    seen: set[Path] = set()
+    for path in paths:
+        place = Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` would follow links
+        for file in rules.walk(place, _is_code) if place.is_dir() else [place]:
+            real = file.resolve()
+            if real not in seen:
+                seen.add(real)
+                yield FileReview(path=file, name=_short_name(file))
+
+
+def _is_code(path: Path) -> bool:
+    language = language_for("", path.name)
+    return language is not None and bool(language.query)
+
+
+def _short_name(path: Path) -> str:
+    here = Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else str(path)
+
+
+async def _review_file(app: App, file: FileReview, show: ReviewScreen) -> None:
+    try:
+        file.text = await in_thread(lambda: _read(file.path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+        file.problem = f"{file.name} was left out: {reason}"
+        show.left_out(file)
+        return
+    uri = file.path.as_uri()
+    language = language_for("", file.path.name)
+    snapshot = app.documents.open(uri, language.id if language else "plaintext", 1, file.text)
+
+    def on_findings(of: Snapshot, findings: tuple[Finding, ...]) -> None:
+        if of.uri == uri:
+            new = [finding for finding in findings if finding not in file.findings]
+            file.findings = findings
+            show.findings(file, new)
+
+    app.reviews.on_findings = on_findings
+    try:
+        app.opened(snapshot)
+        report = await app.reviews.review(
+            uri,
+            priority=Priority.FOREGROUND,
+            progress=lambda progress: show.progress(progress, app.status().decode_tokens_per_s),
+        )
+        file.complete = report.complete
+    except (DisabledError, DocumentError) as error:
+        file.problem = f"{file.name} was left out: {error}"
+        show.left_out(file)
+    finally:
+        # Closing takes the findings away from an editor; here they stay.
+        app.reviews.on_findings = lambda _snapshot, _findings: None
+        app.documents.close(uri)
+        app.closed(snapshot)
+
+
+def _read(path: Path) -> str:
+    return path.read_bytes().decode("utf-8-sig")
+
+
+def _ending(report: Report, failure: NexoError | None, fail_on: Gravity | None) -> ExitCode:
+    if report.interrupted:
+        return ExitCode.INTERRUPTED
+    if failure is not None:
+        return exit_code(failure)
+    if fail_on is not None and report.reaches(fail_on.value):
+        return ExitCode.FOUND
+    if all(file.problem for file in report.files):
+        return ExitCode.USAGE
+    return ExitCode.OK

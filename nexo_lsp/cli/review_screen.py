@@ -1,0 +1,101 @@
+"""What `nexo-lsp review` shows while it works and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from nexo_lsp.cli.finding_block import STYLES, finding_block
+from nexo_lsp.cli.review_report import FileReview, Report
+from nexo_lsp.cli.terminal import Screen, StatusLine, visible
+from nexo_lsp.pipeline.findings import SEVERITIES, Finding
+from nexo_lsp.pipeline.review import ReviewProgress
+from nexo_lsp.settings import Severity
+from nexo_lsp.text import LineIndex
+
+
+class ReviewScreen:
+    """Findings go to the results (only if `text` is wanted there), everything else to the messages."""
+
+    def __init__(self, screen: Screen, *, text: bool) -> None:
+        self.screen = screen
+        self.status = StatusLine(screen.messages)
+        self._text = text
+        self._place = ""
+
+    def begin(self, file: FileReview, index: int, total: int) -> None:
+        """A file's turn has come."""
+        self._place = f"file {index + 1} of {total} · {file.name}" if total > 1 else file.name
+        self.status.show(self._place)
+
+    def progress(self, progress: ReviewProgress, tokens_per_s: float | None) -> None:
+        """How far the file at hand is."""
+        parts = [self._place]
+        if progress.done < progress.total:
+            parts.append(f"{progress.symbol or 'code'} ({progress.done + 1} of {progress.total})")
+        if progress.tokens:
+            parts.append(f"{progress.tokens} tokens")
+        if tokens_per_s:
+            parts.append(f"{tokens_per_s:.0f} tokens/s")
+        self.status.show(" · ".join(parts))
+
+    def findings(self, file: FileReview, new: Sequence[Finding]) -> None:
+        """Findings have come."""
+        if not self._text:
+            return
+        console = self.screen.results
+        lines = LineIndex(file.text)
+        width = console.width if console.is_terminal else None
+        for finding in new:
+            for line in finding_block(finding, lines, file.name, width):
+                # Whoever reads a pipe wants one line to be one line.
+                console.print(line, soft_wrap=width is None)
+
+    def left_out(self, file: FileReview) -> None:
+        """A file was not reviewed."""
+        self.screen.tell(file.problem, "warning")
+
+    def summary(self, report: Report) -> None:
+        """What it all came to."""
+        console = self.screen.results
+        if len(report.files) > 1 and report.findings:
+            console.print(_table(report))
+            console.print()
+        if report.problem:
+            self.screen.tell(report.problem, "error")
+        console.print(_last_line(report), soft_wrap=not console.is_terminal)
+
+
+def _table(report: Report) -> Table:
+    severities: list[Severity] = [name for name in reversed(SEVERITIES) if name in report.counts()]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("File", overflow="fold")
+    for name in severities:
+        table.add_column(name.capitalize(), justify="right", header_style=STYLES[name])
+    for file in report.files:
+        if file.findings:
+            found = [finding.severity for finding in file.findings]
+            counts = [str(found.count(name) or "") for name in severities]
+            table.add_row(Text(visible(file.name)), *counts)
+    return table
+
+
+def _last_line(report: Report) -> Text:
+    count = len(report.findings)
+    reviewed = sum(1 for file in report.files if not file.problem and file.complete)
+    line = Text()
+    line.append(_counted(count, "finding"), "bold green" if count == 0 else "bold")
+    if report.interrupted:
+        line.append(", stopped before the end", "bold yellow")
+    elif not report.complete:
+        line.append(", not complete", "bold yellow")
+    line.append(f" in {_counted(reviewed, 'reviewed file')}, {report.seconds:.1f} s")
+    if report.model:
+        line.append(f" ({visible(report.model)}, {report.engine})", "dim")
+    return line
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
