@@ -85,7 +85,9 @@ class NexoServer(LanguageServer):
     def __init__(
         self, environ: Mapping[str, str], app_factory: AppFactory = create_app, log_file: Path | None = None
     ) -> None:
-        super().__init__("nexo-lsp", __version__, protocol_cls=NexoProtocol, converter_factory=_converter)
+        super().__init__(  # pyright: ignore[reportUnknownMemberType] - pygls leaves *args untyped
+            "nexo-lsp", __version__, protocol_cls=NexoProtocol, converter_factory=_converter
+        )
         self.environ = environ
         self.client = ClientFeatures()
         self.failures = Failures(self.show, log_file)
@@ -96,6 +98,7 @@ class NexoServer(LanguageServer):
         self.jobs = Jobs(self)
         self.host = EditorHost(self)
         self.app = app_factory(environ, self.host)
+        self.app.hovers.on_failure = self.failures.tell_once
         self.settings = settings.EditorSettings(self)
         self.reviews = diagnostics.ReviewTriggers(self)
         self.status_feed = status.StatusFeed(self)

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, cast
 
-from cattrs import Converter
+from cattrs import Converter, transform_error
 from lsprotocol import types
 from pygls.exceptions import JsonRpcException
-from pygls.protocol import JsonRPCRequestMessage, LanguageServerProtocol
+from pygls.protocol import JsonRPCRequestMessage, JsonRPCResponseMessage, LanguageServerProtocol
+from pygls.protocol.json_rpc import JsonRPCNotification
 
 from nexo_lsp.server.capabilities import initialize_result
 from nexo_lsp.server.custom_messages import REQUEST_PARAMS
@@ -36,7 +37,7 @@ class NexoProtocol(LanguageServerProtocol):
     def __init__(self, server: NexoServer, converter: Converter) -> None:
         super().__init__(server, converter)
         self._begun = False
-        self.fm.builtin_features.clear()
+        self.fm.builtin_features.clear()  # pyright: ignore[reportUnknownMemberType] - pygls types it as dict
 
     @property
     def shutting_down(self) -> bool:
@@ -46,6 +47,9 @@ class NexoProtocol(LanguageServerProtocol):
     @shutting_down.setter
     def shutting_down(self, value: bool) -> None:
         self._shutdown = value
+
+    def _knows(self, method: str) -> bool:
+        return method in self.fm.features  # pyright: ignore[reportUnknownMemberType] - as above
 
     def begin(self, params: Mapping[str, Any]) -> None:
         """Take in an `initialize` request's params, without answering."""
@@ -83,7 +87,7 @@ class NexoProtocol(LanguageServerProtocol):
             self._refuse(identity, types.ErrorCodes.ServerNotInitialized, "Send `initialize` first")
         elif self._shutdown:
             self._refuse(identity, types.ErrorCodes.InvalidRequest, "The server is shutting down")
-        elif method not in self.fm.features:
+        elif not self._knows(method):
             self._refuse(identity, types.ErrorCodes.MethodNotFound, f"Unknown method {method!r}")
         elif (structured := self._structured(message)) is None:
             self._refuse(identity, types.ErrorCodes.InvalidParams, f"Wrong parameters for {method!r}")
@@ -94,7 +98,7 @@ class NexoProtocol(LanguageServerProtocol):
         if method == types.EXIT:
             self._server.leave()
         elif self._begun and not self._shutdown:
-            if method not in self.fm.features and method != types.CANCEL_REQUEST:
+            if not self._knows(method) and method != types.CANCEL_REQUEST:
                 log.debug("ignored the notification %s", method)
             elif (structured := self._structured(message)) is not None:
                 self.handle_message(structured)
@@ -110,23 +114,27 @@ class NexoProtocol(LanguageServerProtocol):
             future.set_exception(JsonRpcException("The client's answer could not be understood"))
 
     def _structured(self, message: dict[str, Any]) -> Any | None:
+        """Make typed values of a message; None if it does not fit its method's type."""
         try:
             return self.structure_message(message)
-        except JsonRpcException:
-            # pygls has logged what was wrong with it.
+        except Exception as error:  # noqa: BLE001 - cattrs raises groups of whatever went wrong
+            # What is wrong and where, without the message itself, which may hold the user's code.
+            what = "; ".join(transform_error(error))
+            log.warning("a message does not fit %s: %s", message.get("method", "its request"), what)
             return None
 
     def structure_message(self, data: dict[str, Any]) -> Any:
-        """Make typed values of a message; ours are typed here, LSP's by pygls."""
-        params_class = REQUEST_PARAMS.get(data.get("method", ""))
-        if params_class is None or "id" not in data:
-            return super().structure_message(data)
-        try:
+        """pygls's work without its logging of whole messages; our own requests are typed too."""
+        method = data.get("method")
+        if method is None:
+            kind = types.ResponseErrorMessage if "error" in data else self._result_types.pop(data["id"], None)
+            return self._converter.structure(data, kind or JsonRPCResponseMessage)
+        params_class = REQUEST_PARAMS.get(method)
+        if "id" in data and params_class is not None:
             params = self._converter.structure(data.get("params"), params_class)
-        except Exception as error:
-            log.warning("wrong parameters for %s: %s", data["method"], error)
-            raise JsonRpcException("wrong parameters") from error
-        return JsonRPCRequestMessage(id=data["id"], method=data["method"], jsonrpc="2.0", params=params)
+            return JsonRPCRequestMessage(id=data["id"], method=method, jsonrpc="2.0", params=params)
+        generic = JsonRPCRequestMessage if "id" in data else JsonRPCNotification
+        return self._converter.structure(data, self.get_message_type(method) or generic)
 
     def _refuse(self, identity: _Id | None, code: types.ErrorCodes, message: str) -> None:
         error = types.ResponseError(code=code.value, message=message)

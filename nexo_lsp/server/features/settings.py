@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from lsprotocol import types
@@ -75,8 +75,8 @@ class EditorSettings:
             log.warning("the client could not give its settings: %s", error)
             answer = []
         if number == self._pulls:
-            value: object = answer[0] if answer else None
-            self._take(value, "workspace/configuration")
+            values = cast("Sequence[object]", answer)
+            self._take(values[0] if values else None, "workspace/configuration")
         self._ready.set()
 
     def push(self, value: object) -> None:

@@ -37,7 +37,9 @@ def saved(server: NexoServer, params: types.DidSaveTextDocumentParams) -> None:
 def closed(server: NexoServer, params: types.DidCloseTextDocumentParams) -> None:
     """`textDocument/didClose`: what was shown for the document is taken away."""
     uri = params.text_document.uri
+    snapshot = server.app.documents.find(uri)
     server.app.documents.close(uri)
-    server.app.closed(uri)
+    if snapshot is not None:
+        server.app.closed(snapshot)
     server.reviews.closed(uri)
     server.proposals.closed(uri)
