@@ -24,8 +24,8 @@ from nexo_lsp.text import Change, Edit, LineIndex, Position, PositionEncoding, R
 
 _log = logging.getLogger(__name__)
 
-# From this size on (in code points; some 8,000 lines) a first parse takes long enough to be felt in typing.
-LARGE_TEXT = 300_000
+# From this size on (in code points; some 1,800 lines) a first parse takes long enough to be felt in typing.
+LARGE_TEXT = 65_536
 # How many edits a document remembers; what was asked further back than that is stale.
 _HISTORY = 1_000
 # Views that an editor shows and nobody can write to.

@@ -44,8 +44,7 @@ class ByteIndex:
         return self._checkpoints[step] + len(encode(self._text[step * _STEP : offset]))
 
     def offset(self, byte: int) -> int:
-        """The code point that starts at `byte`; a byte in the middle of one means its start."""
-        byte = max(0, min(byte, len(self._data)))
+        """The code point that starts at `byte`; a byte inside one means its start."""
         if self._ascii:
             return byte
         step = bisect_right(self._checkpoints, byte) - 1

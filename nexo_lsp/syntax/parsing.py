@@ -22,7 +22,7 @@ from nexo_lsp.text import Edit, Span
 # Where a text does not parse, tree-sitter's error recovery depends on the tree that the parse started from.
 # Up to this size (in code points) such a text is parsed once more from nothing, which takes a few
 # milliseconds at most, so that the tree is a function of the text alone.
-_REPARSE_LIMIT = 16_384
+_REPARSE_LIMIT = 8_192
 # How much of the text the parser gets at a time when it runs in a thread (bytes).
 _READ_SIZE = 4_096
 

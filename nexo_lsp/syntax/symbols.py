@@ -6,8 +6,9 @@ The captures of the query files are explained in `queries/python.scm`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 
@@ -54,6 +55,7 @@ _ANNOTATIONS = frozenset(
     }
 )
 _COMMENTS = frozenset({"comment", "line_comment", "block_comment"})
+_BETWEEN = _ANNOTATIONS | _COMMENTS
 # Where a body may be missing from the tree and yet the definition has one, up to the keyword `end`.
 _ENDS_BY_KEYWORD = frozenset({"ruby", "lua"})
 # A definition or statement larger than this is searched piece by piece, so that no single call into the query
@@ -71,7 +73,7 @@ def outline_of(language: Language, raw: tree_sitter.Tree, text: str, index: Byte
         found.add(captures)
     comments = merge_comments(text, (_span(index, node) for node in found.comments))
     reader = _Reader(language, text, index, comments)
-    symbols = _with_parents([reader.read(definition) for definition in found.definitions.values()])
+    symbols = reader.read_all(found.definitions.values())
     return Outline(
         symbols=symbols,
         imports=tuple(sorted({_without_line_end(text, _span(index, node)) for node in found.imports})),
@@ -161,34 +163,65 @@ class _Reader:
         span = _span(self._index, node)
         return Reference(self._text[span.start : span.end], span)
 
-    def read(self, definition: _Definition) -> tuple[Symbol, bool]:
-        """The symbol, without its parent yet, and whether it is a namespace."""
+    def read_all(self, definitions: Iterable[_Definition]) -> tuple[Symbol, ...]:
+        """The symbols in the text's order, with what holds each; functions in classes become methods."""
+        symbols: list[Symbol] = []
+        namespaces: set[int] = set()
+        holders: list[int] = []
+        placed = [(self._placed(definition), definition) for definition in definitions]
+        placed.sort(key=lambda pair: (pair[0][1].start, -pair[0][1].end))
+        for (outer, span), definition in placed:
+            while holders and symbols[holders[-1]].span.end < span.end:
+                holders.pop()
+            parent = holders[-1] if holders else None
+            in_class = (
+                parent is not None and parent not in namespaces and symbols[parent].kind is SymbolKind.CLASS
+            )
+            if definition.kind == "namespace":
+                namespaces.add(len(symbols))
+            holders.append(len(symbols))
+            symbols.append(self._read(definition, outer, span, parent, in_class=in_class))
+        return tuple(symbols)
+
+    def _placed(self, definition: _Definition) -> tuple[tree_sitter.Node, Span]:
+        """A definition's node with what is wrapped around it, and its span, annotations included."""
+        outer = _outermost(definition.node)
+        first = _first_annotation(outer)
+        return outer, Span(self._index.offset(first.start_byte), self._index.offset(outer.end_byte))
+
+    def _read(
+        self,
+        definition: _Definition,
+        outer: tree_sitter.Node,
+        span: Span,
+        parent: int | None,
+        *,
+        in_class: bool,
+    ) -> Symbol:
         node, captures = definition.node, definition.captures
-        outer = _outermost(node)
         name, qualified = _name(captures)
         name_span = _span(self._index, name)
         head_node = captures["head"][0] if "head" in captures else node
         body_node = captures["body"][0] if "body" in captures else None
-        signature_span, body = self._head_and_body(_signature_start(outer), head_node, body_node)
-        span = Span(
-            self._index.offset(_first_annotation(outer).start_byte), self._index.offset(outer.end_byte)
-        )
-        kind = SymbolKind.METHOD if qualified and definition.kind == "function" else _KINDS[definition.kind]
-        doc, doc_span = self._doc(span, signature_span, body_node)
-        stub = kind is not SymbolKind.CLASS and body is not None and self._is_stub(definition, body, doc_span)
-        symbol = Symbol(
+        signature, body = self._head_and_body(_signature_start(outer), head_node, body_node)
+        kind = _KINDS[definition.kind]
+        if kind is SymbolKind.FUNCTION and (qualified or in_class):
+            kind = SymbolKind.METHOD
+        doc, doc_span = self._doc(span, signature, body_node)
+        return Symbol(
             kind=kind,
             name=self._text[name_span.start : name_span.end].strip("\"'`"),
             span=span,
             name_span=name_span,
-            signature=self._text[signature_span.start : signature_span.end].rstrip(),
+            signature=self._text[signature.start : signature.end].rstrip(),
             body=body,
             doc=doc,
             doc_span=doc_span,
-            parent=None,
-            stub=stub,
+            parent=parent,
+            stub=kind is not SymbolKind.CLASS
+            and body is not None
+            and self._is_stub(definition, body, doc_span),
         )
-        return symbol, definition.kind == "namespace"
 
     def _head_and_body(
         self, start: int, node: tree_sitter.Node, body: tree_sitter.Node | None
@@ -203,6 +236,11 @@ class _Reader:
             head = Span(offset(start), offset(max(start, end)))
             if body.start_byte == body.end_byte:
                 return head, Span(head.end, head.end)
+            if body.type == "interface_type":  # Go has the keyword inside: `interface { … }`
+                keyword, brace = body.children[:2]
+                return Span(head.start, offset(keyword.end_byte)), Span(
+                    offset(brace.start_byte), offset(body.end_byte)
+                )
             return head, _span(self._index, body)
         if self._language.id not in _ENDS_BY_KEYWORD:
             return Span(offset(start), offset(node.end_byte)), None
@@ -230,7 +268,8 @@ class _Reader:
     def _is_stub(self, definition: _Definition, body: Span, doc: Span | None) -> bool:
         if self._language.id == "python" and _is_abstract(definition.node):
             return False
-        inside = [span for span in self._comments if body.start <= span.start < body.end]
+        first = bisect_left(self._comment_starts, body.start)
+        inside = self._comments[first : bisect_left(self._comment_starts, body.end)]
         holes = [*inside, doc] if doc is not None and body.start <= doc.start else inside
         code: list[str] = []
         at = body.start
@@ -264,7 +303,7 @@ def _outermost(node: tree_sitter.Node) -> tree_sitter.Node:
 def _first_annotation(node: tree_sitter.Node) -> tree_sitter.Node:
     first = node
     before = node.prev_sibling
-    while before is not None and before.type in _ANNOTATIONS | _COMMENTS:
+    while before is not None and before.type in _BETWEEN:
         if before.type in _ANNOTATIONS:
             first = before
         before = before.prev_sibling
@@ -274,7 +313,7 @@ def _first_annotation(node: tree_sitter.Node) -> tree_sitter.Node:
 def _signature_start(node: tree_sitter.Node) -> int:
     """The byte at which a definition starts once its annotations are passed."""
     for child in node.children:
-        if child.type in _ANNOTATIONS or child.type in _COMMENTS:
+        if child.type in _BETWEEN:
             continue
         if child.type == "modifiers":
             plain = next((part for part in child.children if part.type not in _ANNOTATIONS), None)
@@ -325,25 +364,3 @@ def _is_abstract(node: tree_sitter.Node) -> bool:
         heads += [bases] if bases is not None else []
     words = b" ".join(head.text or b"" for head in heads)
     return any(word in words for word in (b"abstractmethod", b"overload", b"Protocol"))
-
-
-def _with_parents(found: list[tuple[Symbol, bool]]) -> tuple[Symbol, ...]:
-    """The symbols in the text's order, each knowing what holds it; functions in classes become methods."""
-    found.sort(key=lambda pair: (pair[0].span.start, -pair[0].span.end))
-    symbols: list[Symbol] = []
-    namespaces: set[int] = set()
-    holders: list[int] = []
-    for symbol, is_namespace in found:
-        while holders and symbols[holders[-1]].span.end < symbol.span.end:
-            holders.pop()
-        while holders and symbols[holders[-1]].span.end <= symbol.span.start:
-            holders.pop()
-        parent = holders[-1] if holders else None
-        kind = symbol.kind
-        if kind is SymbolKind.FUNCTION and parent is not None and parent not in namespaces:
-            kind = SymbolKind.METHOD if symbols[parent].kind is SymbolKind.CLASS else kind
-        if is_namespace:
-            namespaces.add(len(symbols))
-        holders.append(len(symbols))
-        symbols.append(replace(symbol, kind=kind, parent=parent))
-    return tuple(symbols)
