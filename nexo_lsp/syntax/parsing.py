@@ -34,7 +34,6 @@ _CODE_IN_STRING_TYPE = re.compile(
 _STRING_TYPE = re.compile(
     r"string|^(char|char_literal|character_literal|rune_literal|heredoc_body|template_literal)$|^regex"
 )
-_NOT_A_STRING_TYPE = re.compile(r"^string$")
 
 _BLOCK_TYPES = frozenset(
     {
