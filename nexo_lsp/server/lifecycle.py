@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PARENT_POLL_S: Final = 5.0
+_PARENT_POLL_S: Final = 2.0
 # A client waits for the answer to `shutdown` (VS Code: 2 s) before it kills us; closing goes on after it.
 _SHUTDOWN_S: Final = 1.5
 

@@ -104,6 +104,9 @@ class NexoProtocol(LanguageServerProtocol):
                 self.handle_message(structured)
 
     def _response(self, identity: _Id, message: dict[str, Any]) -> None:
+        if self._shutdown:
+            # Whatever waited for it was ended.
+            return
         if "error" not in message:
             # Some clients leave a null result out; what is structured next must have the key.
             message.setdefault("result", None)

@@ -99,7 +99,8 @@ async def begin(editor: Editor, settings: dict[str, Any] | None = None) -> types
             initialization_options=settings,
         )
     )
-    editor.encoding = str(getattr(editor.result.capabilities.position_encoding, "value", "utf-16"))
+    encoding = editor.result.capabilities.position_encoding
+    editor.encoding = str(getattr(encoding, "value", encoding))
     return editor.result
 
 
