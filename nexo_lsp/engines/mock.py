@@ -96,11 +96,15 @@ class MockEngine:
         self._closed = False
 
     @staticmethod
-    def from_environment(environ: Mapping[str, str]) -> MockEngine:
+    def from_environment(
+        environ: Mapping[str, str], on_status: Callable[[EngineStatus], None] = lambda _status: None
+    ) -> MockEngine:
         """The engine that `NEXO_MOCK_SCRIPT` and `NEXO_MOCK_LOG` describe. Raises `SettingsError`."""
         script, log = environ.get(SCRIPT_VARIABLE), environ.get(LOG_VARIABLE)
         rules = _read_rules(Path(script)) if script else ()
-        return MockEngine(rules, _file_log(Path(log)) if log else lambda _event: None)
+        engine = MockEngine(rules, _file_log(Path(log)) if log else lambda _event: None)
+        engine.on_status = on_status
+        return engine
 
     def capabilities(self) -> Capabilities:
         """It can do everything."""

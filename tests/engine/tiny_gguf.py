@@ -95,8 +95,9 @@ def _add_weights(writer: gguf.GGUFWriter) -> None:
         block = f"blk.{layer}"
         writer.add_tensor(f"{block}.attn_norm.weight", ones)
         writer.add_tensor(f"{block}.ffn_norm.weight", ones)
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            writer.add_tensor(f"{block}.{name}.weight", matrix(_WIDTH, _WIDTH) * 2)
+        # Scales at which what comes out depends on every token before, and on rounding as little as possible.
+        for name, scale in (("attn_q", 1.4), ("attn_k", 1.4), ("attn_v", 2), ("attn_output", 2)):
+            writer.add_tensor(f"{block}.{name}.weight", matrix(_WIDTH, _WIDTH) * scale)
         writer.add_tensor(f"{block}.ffn_gate.weight", matrix(_HIDDEN, _WIDTH))
-        writer.add_tensor(f"{block}.ffn_up.weight", matrix(_HIDDEN, _WIDTH))
+        writer.add_tensor(f"{block}.ffn_up.weight", matrix(_HIDDEN, _WIDTH) / 2)
         writer.add_tensor(f"{block}.ffn_down.weight", matrix(_WIDTH, _HIDDEN))

@@ -52,7 +52,7 @@ def _rule(schema: Schema) -> str:
             + ")"
         )
     if "const" in schema:
-        return _literal(json.dumps(schema["const"]))
+        return _literal(json.dumps(schema["const"], ensure_ascii=False))
     if "anyOf" in schema:
         return "(" + " | ".join(_rule(option) for option in schema["anyOf"]) + ")"
     match schema.get("type"):

@@ -43,6 +43,9 @@ class PrefixCache:
     def __init__(self, memory: Memory, sequences: int) -> None:
         self._memory = memory
         self._free = list(range(sequences))
+        for sequence in self._free:
+            # The context may have had another user.
+            memory.truncate(sequence, 0)
         # Insertion order is the order of last use: the first entry is the least recently used.
         self._kept: dict[int, _Kept] = {}
 
