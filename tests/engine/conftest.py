@@ -24,6 +24,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
+@pytest.fixture
+def half_a_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A download that was cut off."""
+    data = tiny_model.read_bytes()
+    path = tmp_path / "half.gguf"
+    path.write_bytes(data[: len(data) // 2])
+    return path
+
+
 @pytest.fixture(scope="session")
 def library() -> Library:
     return Library()

@@ -30,6 +30,10 @@ _log = logging.getLogger(__name__)
 
 Answer = Delta | Done | Count
 
+# A worker that is starting may be silent for this long at least: the interpreter and the library are read
+# from disk before it can say anything.
+_START_SILENCE_S = 30.0
+
 _DIED = "The engine's process ended unexpectedly; it is started again with the next request."
 _HUNG = "The engine hung and was ended; it is started again with the next request."
 
@@ -188,7 +192,8 @@ class Connection:
             expecting = bool(self._inboxes) or self._loading is not None
             silent = silent + tick if expecting and heard == self._heard else 0.0
             heard = self._heard
-            if silent >= self._hang_s:
+            limit = self._hang_s if self._loading is None else max(self._hang_s, _START_SILENCE_S)
+            if silent >= limit:
                 _log.error("The engine's worker %s has said nothing for %.1f s.", self.pid, silent)
                 self._lose(EngineCrashed(_HUNG))
                 self._link.kill()

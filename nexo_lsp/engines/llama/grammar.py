@@ -45,14 +45,9 @@ def grammar(schema_json: str) -> str:
 
 
 def _rule(schema: Schema) -> str:
-    if "enum" in schema:
-        return (
-            "("
-            + " | ".join(_literal(json.dumps(value, ensure_ascii=False)) for value in schema["enum"])
-            + ")"
-        )
-    if "const" in schema:
-        return _literal(json.dumps(schema["const"], ensure_ascii=False))
+    if "enum" in schema or "const" in schema:
+        values = schema["enum"] if "enum" in schema else [schema["const"]]
+        return "(" + " | ".join(_literal(json.dumps(value, ensure_ascii=False)) for value in values) + ")"
     if "anyOf" in schema:
         return "(" + " | ".join(_rule(option) for option in schema["anyOf"]) + ")"
     match schema.get("type"):

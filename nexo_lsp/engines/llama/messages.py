@@ -17,7 +17,7 @@ from nexo_lsp.errors import EngineError
 from nexo_lsp.generation import FinishReason, Request, Usage
 
 
-class BadMessage(EngineError):  # noqa: N818 -- named like the rest of the error tree
+class BadMessage(EngineError):
     """A line that is no message of ours (native noise, another version, a damaged pipe)."""
 
 

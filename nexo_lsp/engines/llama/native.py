@@ -42,6 +42,9 @@ class Library:
         except (ImportError, OSError, RuntimeError) as error:
             raise NativeError(f"llama-cpp-python does not load: {error}") from error
         self.errors: deque[str] = deque(maxlen=5)
+        self.hold_log = False
+        """Whether lines are kept back in `held` for somebody to decide about."""
+        self.held: list[str] = []
         self._log_level = 0
         # ctypes keeps no reference to a callback: this attribute does.
         self._log_callback = self.c.llama_log_callback(self._log)
@@ -55,7 +58,10 @@ class Library:
             line = text.decode("utf-8", "replace")
             if self._log_level == _LOG_ERROR:
                 self.errors.append(line.strip())
-            sys.stderr.write(line)
+            if self.hold_log:
+                self.held.append(line)
+            else:
+                sys.stderr.write(line)
 
     @property
     def uses_gpu(self) -> bool:
@@ -240,11 +246,17 @@ class Context:
             batch.logits[index] = 0
         batch.n_tokens = len(tokens)
         batch.logits[len(tokens) - 1] = logits
+        # llama.cpp calls a full cache an error; for us it is the moment to evict.
+        library = self.model.library
+        library.hold_log = True
         code = int(self._c.llama_decode(self.handle, batch))
-        if code == 0:
-            return Decoded.DONE
+        library.hold_log = False
+        lines, library.held = library.held, []
         if code == 1:
             return Decoded.FULL
+        sys.stderr.writelines(lines)
+        if code == 0:
+            return Decoded.DONE
         raise NativeError(f"llama_decode answered {code}")
 
     def logits(self) -> ctypes.Array[ctypes.c_float]:

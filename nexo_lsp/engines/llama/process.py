@@ -28,6 +28,11 @@ _BOOT = (
 )
 
 
+def worker_command() -> list[str]:
+    """What starts a worker, however this package was found."""
+    return [sys.executable, "-P", "-c", _BOOT, str(_ROOT)]
+
+
 class WorkerLink(Protocol):
     """A running worker, however it is hosted."""
 
@@ -65,11 +70,7 @@ async def spawn_process() -> WorkerLink:
     flags = getattr(subprocess, "CREATE_NO_WINDOW", 0)
     try:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-c",
-            _BOOT,
-            str(_ROOT),
+            *worker_command(),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
