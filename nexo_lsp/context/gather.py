@@ -13,6 +13,8 @@ from nexo_lsp.syntax.outline import Outline, Symbol, SymbolKind
 from nexo_lsp.text import Span
 
 _EMPTY = Outline()
+_CONSTRUCTORS = frozenset({"__init__", "constructor", "initialize", "__construct", "init"})
+_MOST_CONSTRUCTOR = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,17 @@ def _enclosing(snapshot: Snapshot, outline: Outline, span: Span) -> list[Part]:
     parts = [Part(textwrap.dedent(owner.signature), 30)]
     for symbol in outline.symbols:
         if symbol.parent == index and not symbol.span.overlaps(span):
-            parts.append(Part(textwrap.indent(textwrap.dedent(symbol.signature), "    "), 8))
+            parts.append(Part(textwrap.indent(_member(snapshot, symbol), "    "), 8))
     return parts
+
+
+def _member(snapshot: Snapshot, symbol: Symbol) -> str:
+    """A member's signature; a short constructor whole, because it says what an object consists of."""
+    start, end = symbol.span
+    if symbol.name in _CONSTRUCTORS and end - start <= _MOST_CONSTRUCTOR:
+        line_start = snapshot.lines.start_of(snapshot.lines.line_of(start))
+        return textwrap.dedent(snapshot.text[line_start:end])
+    return textwrap.dedent(symbol.signature)
 
 
 def _import_use(snapshot: Snapshot, statement: Span, span: Span) -> float:

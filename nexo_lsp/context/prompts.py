@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -29,15 +30,17 @@ class Prompts:
         return digest.hexdigest()[:12]
 
     def review(self, language: Language | None, code: str, context: str) -> ChatPrompt:
-        """A review of `code`; `context` is what is known of its surroundings (may be empty)."""
+        """A review of `code`; `context` is what is known of its surroundings (may be empty).
+
+        The examples that are always shown come first, then the pairs that resemble the code most.
+        """
         texts = self._review
         messages = [Message(Role.SYSTEM, texts["system"])]
         for example in texts["example"]:
-            code_shown = example["code"].lstrip("\n")
-            messages.append(
-                Message(Role.USER, _fill(texts["user"], context="", fence="python", code=code_shown))
-            )
-            messages.append(Message(Role.ASSISTANT, json.dumps({"findings": example["findings"]})))
+            messages += self._example(example["language"], example["code"], example["findings"])
+        for pair in self._pairs_for(code):
+            messages += self._example(pair["language"], pair["defect"], [pair["finding"]])
+            messages += self._example(pair["language"], pair["cure"], [])
         fence = fence_of(language)
         shown = _fill(texts["context"], fence=fence, text=context) if context else ""
         messages.append(Message(Role.USER, _fill(texts["user"], context=shown, fence=fence, code=code)))
@@ -58,10 +61,24 @@ class Prompts:
             {"type": "object", "properties": {"findings": findings}, "required": ["findings"]}
         )
 
-    @property
-    def review_bias(self) -> tuple[tuple[str, float], ...]:
-        """What makes the model believe that code may be fine."""
-        return ((" []", float(self._review["empty_bias"])),)
+    def review_bias(self, code: str) -> tuple[tuple[str, float], ...]:
+        """What makes the model believe that `code` may be fine; less so where a known sign of defects is."""
+        name = "empty_bias_with_pairs" if self._pairs_for(code) else "empty_bias"
+        return ((" []", float(self._review[name])),)
+
+    def _pairs_for(self, code: str) -> list[dict[str, Any]]:
+        """The pairs whose sign is in `code`, the last in the file last, which counts most for a model."""
+        found = [pair for sign, pair in self._signs if sign.search(code)]
+        return found[-int(self._review["most_pairs"]) :]
+
+    def _example(self, language: str, code: str, findings: list[Any]) -> list[Message]:
+        shown = _fill(self._review["user"], context="", fence=language, code=code.lstrip("\n"))
+        answer = json.dumps({"findings": findings}, ensure_ascii=False)
+        return [Message(Role.USER, shown), Message(Role.ASSISTANT, answer)]
+
+    @cached_property
+    def _signs(self) -> list[tuple[re.Pattern[str], dict[str, Any]]]:
+        return [(re.compile(pair["sign"]), pair) for pair in self._review["pair"]]
 
     def action(
         self,

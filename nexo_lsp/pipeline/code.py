@@ -72,6 +72,11 @@ def dedented_part(code: str, indent: str) -> str:
     return "\n".join([lines[0], *(line.removeprefix(indent) for line in lines[1:])])
 
 
+def without_trailing_space(code: str) -> str:
+    """`code` without white space at the ends of its lines, and without blank lines at its end."""
+    return "\n".join(line.rstrip() for line in code.split("\n")).rstrip()
+
+
 def ends_of_block(text: str, indent: str) -> int:
     """How much of generated `text` belongs to the block whose lines have at least `indent`.
 

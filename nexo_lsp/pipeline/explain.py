@@ -9,7 +9,7 @@ from nexo_lsp.pipeline.step import Workbench, infer
 from nexo_lsp.pipeline.units import dedented
 
 _CONTEXT_TOKENS = 600
-_MAX_TOKENS = 400
+_MAX_TOKENS = 300
 
 
 class Explainer:

@@ -37,8 +37,8 @@ def finding_id(quote: str, category: str, symbol: str) -> str:
 
 def capped(severity: str, highest: Severity) -> Severity:
     """`severity`, or `highest` if it is graver than that; an unknown word counts as information."""
-    known: Severity = next((word for word in SEVERITIES if word == severity), "information")
-    return known if SEVERITIES.index(known) < SEVERITIES.index(highest) else highest
+    rank = next((index for index, word in enumerate(SEVERITIES) if word == severity), 1)
+    return SEVERITIES[min(rank, SEVERITIES.index(highest))]
 
 
 def moved(findings: Iterable[Finding], edits: Iterable[Edit], snapshot: Snapshot) -> tuple[Finding, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nexo_lsp.documents import Snapshot
-from nexo_lsp.errors import BadAnswer
+from nexo_lsp.errors import BadAnswer, DisabledError
 from nexo_lsp.generation import Priority, Request
 from nexo_lsp.memory.answers import answer_key
 from nexo_lsp.pipeline.findings import Finding, capped, finding_id, moved
@@ -104,6 +104,8 @@ class ReviewService:
         """
         snapshot = await self._bench.documents.parsed(uri)
         self._bench.require(snapshot)
+        if not self._bench.settings().review.enabled:
+            raise DisabledError("Review is switched off (nexo.review.enabled).")
         run = self._runs.get(uri)
         if run is None or run.version != snapshot.version or run.task is None or run.task.done():
             if run is not None and run.task is not None:
@@ -218,7 +220,7 @@ class ReviewService:
             max_tokens=_ANSWER_TOKENS,
             session="review",
             json_schema=bench.prompts.review_schema(unit.code, settings.max_findings),
-            logit_bias=bench.prompts.review_bias,
+            logit_bias=bench.prompts.review_bias(unit.code),
             priority=priority,
         )
         key = answer_key(

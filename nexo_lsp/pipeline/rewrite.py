@@ -19,6 +19,7 @@ from nexo_lsp.pipeline.code import (
     indented,
     text_at,
     unfenced,
+    without_trailing_space,
     without_repetition,
 )
 from nexo_lsp.pipeline.step import Workbench, infer
@@ -95,7 +96,7 @@ class Rewriter:
         code = f"{place.head}\n{body}" if place.head else body
         if snapshot.language is not None:
             code = first_symbol(snapshot.language, code, symbol.name)
-        code = code.rstrip()
+        code = without_trailing_space(code)
         self._require_use(task, symbol, code, place.code)
         old = text_at(snapshot, symbol.span)
         edits = minimal_edits(old, indented(code, place.indent), symbol.span.start)

@@ -1,0 +1,100 @@
+"""How good the review is: small functions with and without a known defect, put to the real model.
+
+    python -m benchmarks.review [--model NAME_OR_PATH] [--bias NUMBER] [--json]
+
+Reported: of the functions with a defect, how many got a finding, and how many one on the right line; of the
+functions without, how many got one all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import time
+import tomllib
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from nexo_lsp.context.prompts import Prompts
+from nexo_lsp.engines.llama.engine import LlamaEngine
+from nexo_lsp.folders import folders
+from nexo_lsp.generation import Priority, Request
+from nexo_lsp.models.store import ModelStore
+from nexo_lsp.pipeline.step import infer
+from nexo_lsp.syntax.languages import language_for
+
+CASES = Path(__file__).parent / "data" / "review_cases.toml"
+
+
+async def run(model: str, bias: float | None) -> list[dict[str, object]]:
+    async def path() -> Path:
+        return ModelStore(folders(os.environ).models, os.environ).locate(model)
+
+    engine, prompts = LlamaEngine(path), Prompts()
+    rows: list[dict[str, object]] = []
+    for case in tomllib.loads(CASES.read_text(encoding="utf-8"))["case"]:
+        code = case["code"].strip("\n")
+        request = Request(
+            prompt=prompts.review(language_for(case["language"]), code, ""),
+            json_schema=prompts.review_schema(code, 3),
+            logit_bias=prompts.review_bias(code) if bias is None else ((" []", bias),),
+            max_tokens=400,
+            session="review",
+            priority=Priority.BACKGROUND,
+        )
+        started = time.perf_counter()
+        answer = await infer(engine, request)
+        findings = json.loads(answer.text)["findings"]
+        defect = case.get("defect")
+        rows.append(
+            {
+                "name": code.splitlines()[0],
+                "defect": defect,
+                "flagged": bool(findings),
+                "right_line": defect is not None and any(defect in f["quote"] for f in findings),
+                "findings": [f"{f['quote']} → {f['category']}: {f['message']}" for f in findings],
+                "seconds": round(time.perf_counter() - started, 2),
+            }
+        )
+    await engine.close()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="auto")
+    parser.add_argument("--bias", type=float)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    rows = asyncio.run(run(args.model, args.bias))
+    bad = [row for row in rows if row["defect"]]
+    fine = [row for row in rows if not row["defect"]]
+    summary = {
+        "defects": len(bad),
+        "flagged": sum(bool(row["flagged"]) for row in bad),
+        "right_line": sum(bool(row["right_line"]) for row in bad),
+        "fine": len(fine),
+        "false_alarms": sum(bool(row["flagged"]) for row in fine),
+        "median_s": sorted(float(str(row["seconds"])) for row in rows)[len(rows) // 2],
+    }
+    if args.json:
+        print(json.dumps({"summary": summary, "rows": rows}, indent=1))
+        return
+    table = Table("function", "defect", "findings", "s")
+    for row in rows:
+        colour = "green" if bool(row["flagged"]) == bool(row["defect"]) else "red"
+        findings = "\n".join(row["findings"]) or "–"  # type: ignore[arg-type]
+        table.add_row(
+            str(row["name"]), str(row["defect"] or "–"), f"[{colour}]{findings}[/]", str(row["seconds"])
+        )
+    console = Console()
+    console.print(table)
+    console.print(summary)
+
+
+if __name__ == "__main__":
+    main()
