@@ -8,13 +8,16 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import pytest
 import pytest_asyncio
+from cattrs import Converter
 from lsprotocol import types
 from lsprotocol.converters import get_converter
-from pytest_lsp import ClientServerConfig, LanguageClient, make_test_lsp_client
+from pygls.protocol import default_converter
+from pytest_lsp import ClientServerConfig, LanguageClient
+from pytest_lsp.client import register_lsp_features
 
 from tests.lsp.editor import Editor
 
@@ -27,6 +30,24 @@ StartEditor = Callable[..., Coroutine[Any, Any, Editor]]
 def capabilities_of(client: str) -> dict[str, Any]:
     """The `clientInfo` and `capabilities` that `clients/NAME.json` holds."""
     return json.loads((CLIENTS / f"{client}.json").read_text(encoding="utf-8"))
+
+
+def make_client() -> LanguageClient:
+    """A client that can tell a code action from a bare command (lsprotocol 2025.0.0 takes both for one)."""
+
+    def converter() -> Converter:
+        made = default_converter()
+
+        def structure(value: Any, _: object) -> types.Command | types.CodeAction:
+            bare = isinstance(value.get("command"), str)
+            return made.structure(value, types.Command if bare else types.CodeAction)
+
+        made.register_structure_hook(Union[types.Command, types.CodeAction], structure)  # noqa: UP007 - cattrs wants it as lsprotocol has it
+        return made
+
+    client = LanguageClient(converter_factory=converter)
+    register_lsp_features(client)
+    return client
 
 
 def server_environment(home: Path, **extra: str) -> dict[str, str]:
@@ -64,7 +85,7 @@ async def start_editor(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncI
         mock = {"NEXO_ENGINE": "mock", "NEXO_MOCK_SCRIPT": str(script), "NEXO_MOCK_LOG": str(log)}
         config = ClientServerConfig(
             server_command=[sys.executable, "-m", "nexo_lsp", "serve"],
-            client_factory=make_test_lsp_client,
+            client_factory=make_client,
             server_env=server_environment(home, **{**mock, **(environ or {})}),
         )
         spoken = copy.deepcopy(capabilities_of(client))

@@ -56,7 +56,7 @@ def kind_of(kind: ActionKind) -> str:
 
 def _wanted(kind: str, only: Sequence[types.CodeActionKind | str] | None) -> bool:
     """Kinds are a hierarchy: `refactor` asks for `refactor.rewrite.nexo.tests` too."""
-    if only is None:
+    if not only:
         return True
     words = [word.value if isinstance(word, types.CodeActionKind) else word for word in only]
     return any(not word or kind == word or kind.startswith(f"{word}.") for word in words)
