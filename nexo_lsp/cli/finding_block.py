@@ -66,11 +66,9 @@ def _marked(finding: Finding, lines: LineIndex, line: int, room: int | None) -> 
     """A source line as it is printed, and the cells at which its carets start and how many there are."""
     start_of, end_of = lines.start_of(line), lines.end_of(line)
     content = lines.text[start_of : min(end_of, start_of + _LONGEST)]
-    start = min(max(finding.span.start - start_of, 0), len(content))
+    # The indentation is nothing to point at.
+    start = min(max(finding.span.start - start_of, len(content) - len(content.lstrip())), len(content))
     end = min(max(finding.span.end - start_of, start), len(content))
-    if finding.span.start < start_of:
-        # A later line of a quote: the indentation is nothing to point at.
-        start = min(len(content) - len(content.lstrip()), end)
     before, marked, after = (
         _printable(part) for part in (content[:start], content[start:end], content[end:])
     )

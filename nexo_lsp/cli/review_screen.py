@@ -49,9 +49,9 @@ class ReviewScreen:
         lines = LineIndex(file.text)
         width = console.width if console.is_terminal else None
         for finding in new:
-            for line in finding_block(finding, lines, file.name, width):
-                # Whoever reads a pipe wants one line to be one line.
-                console.print(line, soft_wrap=width is None)
+            block = Text("\n").join(finding_block(finding, lines, file.name, width))
+            # Whoever reads a pipe wants one line to be one line.
+            console.print(block, soft_wrap=width is None)
 
     def left_out(self, file: FileReview) -> None:
         """A file was not reviewed."""

@@ -1,0 +1,212 @@
+"""The commands beside `review`, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from nexo_lsp import __version__, settings
+from nexo_lsp.cli.checks import Check, engine, model, places
+from nexo_lsp.cli.exit_codes import reported
+from nexo_lsp.cli.program import build
+from nexo_lsp.cli.serve import address
+from nexo_lsp.cli.settings_page import allowed
+from nexo_lsp.errors import EngineCrashed, UsageError
+from nexo_lsp.folders import Folders
+from nexo_lsp.models.store import ModelStore
+from nexo_lsp.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(build(words), list(words))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_version() -> None:
+    program = [sys.executable, "-m", "nexo_lsp", "--version"]
+    done = subprocess.run(program, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == f"nexo-lsp {__version__}\n"
+    assert run("--version")[1] == done.stdout
+
+
+def test_help_names_every_command_and_the_exit_codes() -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for word in ("serve", "review", "models", "doctor", "config", "130"):
+        assert word in out
+
+
+def test_unknown_commands_and_options() -> None:
+    assert run("reviewed")[0] == 2
+    assert run("serve", "--port", "1")[0] == 2
+    assert run("review")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("2087", ("127.0.0.1", 2087)),
+        (":0", ("127.0.0.1", 0)),
+        ("localhost:1", ("localhost", 1)),
+        ("[::1]:65535", ("::1", 65535)),
+    ],
+)
+def test_addresses(text: str, place: tuple[str, int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert address(text) == place
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:", "1:2:x", "127.0.0.1:65536", "127.0.0.1:-1"])
+def test_wrong_addresses(text: str) -> None:
+    with pytest.raises(UsageError):
+        address(text)
+
+
+@pytest.mark.parametrize("text", ["0.0.0.0:1", "[::]:1", "192.168.1.2:1", "example.org:1"])
+def test_an_open_address_is_warned_of(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    address(text)
+    assert "other machines" in capsys.readouterr().err
+
+
+def test_serve_wants_one_transport() -> None:
+    code, _, errors = run("serve", "--tcp", "1", "--ws", "2")
+    assert code == 2
+    assert errors == "nexo-lsp: give one of --stdio, --tcp and --ws\n"
+
+
+def test_config_shows_values_and_origins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXO_REVIEW_TRIGGER", "manual")
+    code, out, _ = run("config", "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)["settings"]}
+    assert set(rows) == {f"nexo.{name}" for name in settings.names()}
+    assert rows["nexo.review.trigger"]["value"] == "manual"
+    assert rows["nexo.review.trigger"]["origin"] == "environment (NEXO_REVIEW_TRIGGER)"
+    assert rows["nexo.hover.waitMs"]["origin"] == "default"
+    assert "nexo.review.trigger" in run("config")[1]
+
+
+def test_config_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXO_REVIEW_TRIGGER", "sometimes")
+    code, _, errors = run("config")
+    assert code == 1
+    assert "nexo.review.trigger" in errors
+    assert json.loads(run("config", "--json")[1])["problems"][0]["name"] == "nexo.review.trigger"
+
+
+def test_config_schema_and_page() -> None:
+    assert json.loads(run("config", "--schema")[1]) == json.loads(json.dumps(settings.json_schema()))
+    page = run("config", "--markdown")[1]
+    assert all(f"## `nexo.{name}`" in page and settings.variable(name) in page for name in settings.names())
+    assert run("config", "--schema", "--json")[0] == 2
+
+
+def test_values_in_words() -> None:
+    assert allowed({"type": "integer", "minimum": 1, "maximum": 2}) == "a whole number from 1 to 2"
+    assert allowed({"type": "number", "minimum": 0}) == "a number, 0 or more"
+    assert allowed({"anyOf": [{"type": "boolean"}, {"type": "null"}]}) == "`true` or `false` or `null`"
+    assert allowed({"enum": ["a", "b"]}) == '`"a"`, `"b"`'
+
+
+def test_errors_are_one_line_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, reported():
+        raise EngineCrashed("The engine stopped.")
+    assert ended.value.exit_code == 3
+    assert capsys.readouterr().err == "nexo-lsp: The engine stopped.\n"
+    with pytest.raises(typer.Exit) as ended, reported():
+        raise KeyboardInterrupt
+    assert ended.value.exit_code == 130
+
+
+def test_doctor_with_nothing_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXO_ENGINE", "mock")
+    code, out, _ = run("doctor", "--json")
+    data = json.loads(out)
+    assert (code, data["ok"]) == (0, True)
+    areas = {check["area"] for check in data["checks"]}
+    assert areas == {"machine", "settings", "engine", "grammars", "folders"}
+    grammars = {check["name"] for check in data["checks"] if check["area"] == "grammars"}
+    assert {"python", "typescript", "kotlin", "cpp"} <= grammars
+    code, text, _ = run("doctor")
+    assert code == 0
+    assert text.splitlines()[-1] == "All is well."
+
+
+def test_doctor_names_a_wrong_setting_and_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXO_ENGINE", "mock")
+    monkeypatch.setenv("NEXO_HOVER_WAIT_MS", "soon")
+    code, out, _ = run("doctor", "--json")
+    assert code == 1
+    (wrong,) = [check for check in json.loads(out)["checks"] if check["state"] == "problem"]
+    assert wrong["name"] == "nexo.hover.waitMs"
+    assert wrong["mend"]
+    code, text, _ = run("doctor")
+    assert code == 1
+    assert text.splitlines()[-1] == "1 thing is wrong."
+
+
+def test_doctor_without_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    (check,) = engine("none", (), "auto")
+    assert check.state == "problem"
+    assert "nexo-lsp[native]" in check.mend
+
+
+def test_doctor_with_an_engine_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], -4, "", "")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
+    monkeypatch.setattr("importlib.metadata.version", lambda _name: "0.3.99")
+    monkeypatch.setattr("nexo_lsp.cli.checks.subprocess.run", lambda *_words, **_options: failed)
+    (check,) = engine("native", (), "native")
+    assert check.state == "problem"
+    assert "crashed (exit code -4)" in check.value
+    assert check.mend.startswith("pip install")
+
+
+def checks_of_model(folder: Path, **changes: object) -> list[Check]:
+    chosen = Settings.model_validate({"models": {"autoDownload": "never"}, **changes})
+    return list(model(ModelStore(folder, {}), chosen))
+
+
+def test_doctor_on_models(tmp_path: Path) -> None:
+    (missing,) = checks_of_model(tmp_path)
+    assert missing.state == "problem"
+    assert missing.mend.startswith("nexo-lsp models pull")
+    (fetched,) = checks_of_model(tmp_path, models={"autoDownload": "ask"})
+    assert fetched.state == "warning"
+    (unknown,) = checks_of_model(tmp_path, model="gpt")
+    assert (unknown.state, unknown.mend) == ("problem", "nexo-lsp models list")
+    entry = ModelStore(tmp_path, {}).entry_for("auto")
+    assert entry is not None
+    (tmp_path / entry.file).write_bytes(b"GGUF")
+    (corrupt,) = checks_of_model(tmp_path)
+    assert (corrupt.state, corrupt.mend) == ("problem", "nexo-lsp models verify")
+    own = tmp_path / "own.gguf"
+    own.write_bytes(b"GGUF")
+    assert checks_of_model(tmp_path, model=str(own))[0].state == "ok"
+
+
+def test_doctor_on_folders(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    found = {
+        check.name: check for check in places(Folders(tmp_path / "m", tmp_path / "file" / "s", tmp_path))
+    }
+    assert found["models"].state == "ok"
+    assert found["state"].state == "problem"
+    assert "NEXO_HOME" in found["state"].mend
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"], "looking makes nothing"
+
+
+def test_doctor_on_a_broken_database(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "nexo.db").mkdir()
+    found = {check.name: check for check in places(Folders(tmp_path, tmp_path, tmp_path))}
+    assert found["database"].state == "problem"
