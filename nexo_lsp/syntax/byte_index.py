@@ -24,7 +24,7 @@ class ByteIndex:
 
     def __init__(self, text: str, data: bytes) -> None:
         self._text = text
-        self._data = data
+        self.data = data
         self._ascii = len(data) == len(text)
 
     @cached_property
@@ -49,5 +49,5 @@ class ByteIndex:
             return byte
         step = bisect_right(self._checkpoints, byte) - 1
         start = self._checkpoints[step]
-        within = len(self._data[start:byte].decode(errors="ignore"))
+        within = len(self.data[start:byte].decode(errors="ignore"))
         return min(step * _STEP + within, len(self._text))

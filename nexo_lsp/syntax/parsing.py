@@ -16,7 +16,7 @@ import tree_sitter
 from nexo_lsp.syntax.byte_index import ByteIndex, encode
 from nexo_lsp.syntax.languages import Language, grammar_of
 from nexo_lsp.syntax.outline import CodeKind, Outline
-from nexo_lsp.syntax.symbols import outline_of
+from nexo_lsp.syntax.symbols import Memo, outline_of
 from nexo_lsp.text import Edit, Span
 
 # Where a text does not parse, tree-sitter's error recovery depends on the tree that the parse started from.
@@ -74,10 +74,11 @@ class StaleTree:
     """A tree that knows of edits since its parse: what the next parse starts from. Never changed in place."""
 
     raw: tree_sitter.Tree
+    memo: Memo
 
     def copy(self) -> StaleTree:
         """The same for another thread: one tree is not for two threads at once."""
-        return StaleTree(self.raw.copy())
+        return StaleTree(self.raw.copy(), self.memo)
 
     def edited(self, edit: Edit, text: str) -> StaleTree:
         """This tree after one more edit; `text` is the text before it, which its span refers to."""
@@ -94,17 +95,18 @@ class StaleTree:
             _advance(start_point, removed),
             _advance(start_point, edit.text),
         )
-        return StaleTree(raw)
+        return StaleTree(raw, self.memo)
 
 
 class SyntaxTree:
     """The tree of one text. What it tells is computed once, on first use. Not for several threads at once."""
 
-    def __init__(self, language: Language, text: str, raw: tree_sitter.Tree, data: bytes) -> None:
+    def __init__(self, language: Language, text: str, raw: tree_sitter.Tree, data: bytes, memo: Memo) -> None:
         self.language = language
         self.text = text
         self._raw = raw
         self._data = data
+        self._memo = memo
 
     @cached_property
     def _index(self) -> ByteIndex:
@@ -112,7 +114,7 @@ class SyntaxTree:
 
     def edited(self, edit: Edit) -> StaleTree:
         """What the next parse starts from after `edit`."""
-        return StaleTree(self._raw).edited(edit, self.text)
+        return StaleTree(self._raw, self._memo).edited(edit, self.text)
 
     @property
     def has_errors(self) -> bool:
@@ -137,7 +139,8 @@ class SyntaxTree:
 
     @cached_property
     def _outline(self) -> Outline:
-        return outline_of(self.language, self._raw, self.text, self._index)
+        outline, self._memo = outline_of(self.language, self._raw, self.text, self._index, self._memo)
+        return outline
 
     def code_kind_at(self, offset: int) -> CodeKind:
         """What stands around `offset`: the end of a line comment is in it, a string's quotes are not."""
@@ -238,7 +241,7 @@ def parse(
     if old is not None and raw.root_node.has_error and len(text) <= _REPARSE_LIMIT:
         parser.reset()
         raw = _run(parser, data, None, in_thread)
-    return SyntaxTree(language, text, raw, data)
+    return SyntaxTree(language, text, raw, data, {} if old is None else old.memo)
 
 
 def _run(

@@ -6,113 +6,156 @@ The captures of the query files are explained in `queries/python.scm`.
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
 import tree_sitter
 
 from nexo_lsp.syntax.byte_index import ByteIndex
-from nexo_lsp.syntax.comments import comment_above, comment_text, docstring_text, merge_comments
+from nexo_lsp.syntax.comments import merge_comments
+from nexo_lsp.syntax.definitions import BETWEEN, Found, Reader, span_of
 from nexo_lsp.syntax.languages import Language, grammar_of
-from nexo_lsp.syntax.outline import Outline, Reference, Symbol, SymbolKind
-from nexo_lsp.syntax.stubs import is_stub
+from nexo_lsp.syntax.outline import Outline, Reference, Symbol
 from nexo_lsp.text import Span
 
 _log = logging.getLogger(__name__)
 
-_KINDS = {
-    "function": SymbolKind.FUNCTION,
-    "method": SymbolKind.METHOD,
-    "class": SymbolKind.CLASS,
-    "namespace": SymbolKind.CLASS,
-}
-# Nodes around a definition that are part of it, if it is the only one of its type in there.
-_WRAPPERS = frozenset(
-    {
-        "ambient_declaration",
-        "decorated_definition",
-        "export_statement",
-        "expression_statement",
-        "lexical_declaration",
-        "template_declaration",
-        "type_declaration",
-        "var_declaration",
-        "variable_declaration",
-    }
-)
-# Nodes before a definition, beside it or first in it, that belong to it but not to its signature.
-_ANNOTATIONS = frozenset(
-    {
-        "annotation",
-        "attribute_item",
-        "attribute_list",
-        "decorator",
-        "marker_annotation",
-        "attribute_declaration",
-    }
-)
-_COMMENTS = frozenset({"comment", "line_comment", "block_comment"})
-_BETWEEN = _ANNOTATIONS | _COMMENTS
-# Where a body may be missing from the tree and yet the definition has one, up to the keyword `end`.
-_ENDS_BY_KEYWORD = frozenset({"ruby", "lua"})
 # A definition or statement larger than this is searched piece by piece, so that no single call into the query
 # engine, which lets no other thread run, takes longer than some milliseconds (bytes).
 _PIECE = 65_536
+# Behind so many bytes on its line, a unit's key would take longer to make than the unit.
+_LONGEST_INDENT = 256
 
 
-def outline_of(language: Language, raw: tree_sitter.Tree, text: str, index: ByteIndex) -> Outline:
-    """The outline of a tree; an empty one where the language has no query, or one that no longer fits."""
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is known of one top-level piece of a text: a definition or statement, and comments above it."""
+
+    base: int
+    """The offset at which the piece starts; everything in it is counted from the start of the text."""
+    first: int
+    """How many symbols come before it in the text, which its symbols' parents are counted with."""
+    outline: Outline
+
+    def at(self, base: int, first: int) -> Unit:
+        """The same piece of text at another place."""
+        by, parents = base - self.base, first - self.first
+        if not by and not parents:
+            return self
+        outline = self.outline
+        return Unit(
+            base,
+            first,
+            Outline(
+                tuple([_moved(symbol, by, parents) for symbol in outline.symbols]),
+                tuple([_shifted(span, by) for span in outline.imports]),
+                tuple([Reference(call.name, _shifted(call.span, by)) for call in outline.calls]),
+                tuple([_shifted(span, by) for span in outline.comments]),
+            ),
+        )
+
+
+# Units by their node types and bytes: a piece that an edit did not touch is not read again.
+Memo = Mapping[tuple[str, bytes], Unit]
+
+
+def outline_of(
+    language: Language, raw: tree_sitter.Tree, text: str, index: ByteIndex, memo: Memo
+) -> tuple[Outline, Memo]:
+    """The outline of a tree, and what the next tree may use of it; `memo` is that of the tree before.
+
+    Empty where the language has no query, or one that no longer fits its grammar.
+    """
     query = _query(language)
     if query is None:
-        return Outline()
-    found = _Found()
-    for captures in _matches(query, raw.root_node):
-        found.add(captures)
-    comments = merge_comments(text, (_span(index, node) for node in found.comments))
-    reader = _Reader(language, text, index, comments)
-    symbols = reader.read_all(found.definitions.values())
+        return Outline(), {}
+    known: dict[tuple[str, bytes], Unit] = {}
+    symbols: list[Symbol] = []
+    imports: list[Span] = []
+    calls: list[Reference] = []
+    comments: list[Span] = []
+    for nodes in _units(raw.root_node):
+        key = _key(nodes, index)
+        base = index.offset(nodes[0].start_byte)
+        unit = None if key is None else memo.get(key)
+        if unit is None:
+            unit = Unit(base, 0, _read_unit(language, query, nodes, text, index))
+        unit = unit.at(base, len(symbols))
+        if key is not None:
+            known[key] = unit
+        symbols += unit.outline.symbols
+        imports += unit.outline.imports
+        calls += unit.outline.calls
+        comments += unit.outline.comments
+    return Outline(tuple(symbols), tuple(imports), tuple(calls), tuple(comments)), known
+
+
+def _units(root: tree_sitter.Node) -> Iterator[list[tree_sitter.Node]]:
+    """The nodes at the top, each with the comments and annotations before it."""
+    nodes: list[tree_sitter.Node] = []
+    for child in root.children:
+        nodes.append(child)
+        if child.type not in BETWEEN:
+            yield nodes
+            nodes = []
+    if nodes:
+        yield nodes
+
+
+def _key(nodes: list[tree_sitter.Node], index: ByteIndex) -> tuple[str, bytes] | None:
+    """What a unit is known by; None where its text alone does not say what it is."""
+    start, end = nodes[0].start_byte, nodes[-1].end_byte
+    # What stands before a comment on its line decides whether it is a doc comment.
+    line = index.data.rfind(b"\n", 0, start) + 1
+    if start - line > _LONGEST_INDENT or any(node.has_error for node in nodes):
+        return None
+    return " ".join([node.type for node in nodes]), index.data[line:end]
+
+
+def _read_unit(
+    language: Language, query: tree_sitter.Query, nodes: list[tree_sitter.Node], text: str, index: ByteIndex
+) -> Outline:
+    found = Found()
+    for node in nodes:
+        for captures in _matches(query, node):
+            found.add(captures)
+    comments = merge_comments(text, (span_of(index, node) for node in found.comments))
+    reader = Reader(language, text, index, comments)
     return Outline(
-        symbols=symbols,
-        imports=tuple(sorted({_without_line_end(text, _span(index, node)) for node in found.imports})),
+        symbols=reader.read_all(found.definitions.values()),
+        imports=_outermost_spans(_without_line_end(text, span_of(index, node)) for node in found.imports),
         calls=tuple(sorted((reader.reference(node) for node in found.calls), key=lambda call: call.span)),
         comments=comments,
     )
 
 
-@dataclass(slots=True)
-class _Definition:
-    kind: str
-    node: tree_sitter.Node
-    captures: dict[str, list[tree_sitter.Node]]
+def _outermost_spans(spans: Iterable[Span]) -> tuple[Span, ...]:
+    out: list[Span] = []
+    for span in sorted(spans, key=lambda span: (span.start, -span.end)):
+        if not out or span.end > out[-1].end:
+            out.append(span)
+    return tuple(out)
 
 
-@dataclass(slots=True)
-class _Found:
-    definitions: dict[tuple[int, int], _Definition] = field(
-        default_factory=dict[tuple[int, int], _Definition]
+def _shifted(span: Span, by: int) -> Span:
+    return Span(span.start + by, span.end + by)
+
+
+def _moved(symbol: Symbol, by: int, parents: int) -> Symbol:
+    return Symbol(
+        symbol.kind,
+        symbol.name,
+        _shifted(symbol.span, by),
+        _shifted(symbol.name_span, by),
+        symbol.signature,
+        None if symbol.body is None else _shifted(symbol.body, by),
+        symbol.doc,
+        None if symbol.doc_span is None else _shifted(symbol.doc_span, by),
+        None if symbol.parent is None else symbol.parent + parents,
+        symbol.stub,
     )
-    imports: list[tree_sitter.Node] = field(default_factory=list[tree_sitter.Node])
-    calls: list[tree_sitter.Node] = field(default_factory=list[tree_sitter.Node])
-    comments: list[tree_sitter.Node] = field(default_factory=list[tree_sitter.Node])
-
-    def add(self, captures: dict[str, list[tree_sitter.Node]]) -> None:
-        for name, nodes in captures.items():
-            if name == "call.name":
-                self.calls += nodes
-            elif name == "comment":
-                self.comments += nodes
-            elif name == "import":
-                self.imports += nodes
-            elif name in _KINDS:
-                node = nodes[0]
-                # The same node matches twice where a part is optional, or where one pattern is more exact;
-                # the match that knows more counts.
-                known = self.definitions.get(node.byte_range)
-                if known is None or len(captures) > len(known.captures):
-                    self.definitions[node.byte_range] = _Definition(name, node, captures)
 
 
 @cache
@@ -141,226 +184,5 @@ def _matches(query: tree_sitter.Query, node: tree_sitter.Node) -> Iterator[dict[
         yield from _matches(query, child)
 
 
-def _span(index: ByteIndex, node: tree_sitter.Node) -> Span:
-    return Span(index.offset(node.start_byte), index.offset(node.end_byte))
-
-
 def _without_line_end(text: str, span: Span) -> Span:
     return Span(span.start, span.start + len(text[span.start : span.end].rstrip()))
-
-
-class _Reader:
-    """Reads definitions out of their nodes."""
-
-    def __init__(self, language: Language, text: str, index: ByteIndex, comments: tuple[Span, ...]) -> None:
-        self._language = language
-        self._text = text
-        self._index = index
-        self._comments = comments
-        self._comment_starts = [span.start for span in comments]
-
-    def reference(self, node: tree_sitter.Node) -> Reference:
-        span = _span(self._index, node)
-        return Reference(self._text[span.start : span.end], span)
-
-    def read_all(self, definitions: Iterable[_Definition]) -> tuple[Symbol, ...]:
-        """The symbols in the text's order, with what holds each; functions in classes become methods."""
-        symbols: list[Symbol] = []
-        namespaces: set[int] = set()
-        holders: list[int] = []
-        placed = [(self._placed(definition), definition) for definition in definitions]
-        placed.sort(key=lambda pair: (pair[0][1].start, -pair[0][1].end))
-        for (outer, span), definition in placed:
-            while holders and symbols[holders[-1]].span.end < span.end:
-                holders.pop()
-            parent = holders[-1] if holders else None
-            in_class = (
-                parent is not None and parent not in namespaces and symbols[parent].kind is SymbolKind.CLASS
-            )
-            if definition.kind == "namespace":
-                namespaces.add(len(symbols))
-            holders.append(len(symbols))
-            symbols.append(self._read(definition, outer, span, parent, in_class=in_class))
-        return tuple(symbols)
-
-    def _placed(self, definition: _Definition) -> tuple[tree_sitter.Node, Span]:
-        """A definition's node with what is wrapped around it, and its span, annotations included."""
-        outer = _outermost(definition.node)
-        first = _first_annotation(outer)
-        return outer, Span(self._index.offset(first.start_byte), self._index.offset(outer.end_byte))
-
-    def _read(
-        self,
-        definition: _Definition,
-        outer: tree_sitter.Node,
-        span: Span,
-        parent: int | None,
-        *,
-        in_class: bool,
-    ) -> Symbol:
-        node, captures = definition.node, definition.captures
-        name, qualified = _name(captures)
-        name_span = _span(self._index, name)
-        head_node = captures["head"][0] if "head" in captures else node
-        body_node = captures["body"][0] if "body" in captures else None
-        signature, body = self._head_and_body(_signature_start(outer), head_node, body_node)
-        kind = _KINDS[definition.kind]
-        if kind is SymbolKind.FUNCTION and (qualified or in_class):
-            kind = SymbolKind.METHOD
-        doc, doc_span = self._doc(span, signature, body_node)
-        return Symbol(
-            kind=kind,
-            name=self._text[name_span.start : name_span.end].strip("\"'`"),
-            span=span,
-            name_span=name_span,
-            signature=self._text[signature.start : signature.end].rstrip(),
-            body=body,
-            doc=doc,
-            doc_span=doc_span,
-            parent=parent,
-            stub=kind is not SymbolKind.CLASS
-            and body is not None
-            and self._is_stub(definition, body, doc_span),
-        )
-
-    def _head_and_body(
-        self, start: int, node: tree_sitter.Node, body: tree_sitter.Node | None
-    ) -> tuple[Span, Span | None]:
-        """Where the signature is written, and the body if there is one."""
-        offset = self._index.offset
-        if body is not None:
-            before = body.prev_sibling
-            while before is not None and before.type in _COMMENTS:
-                before = before.prev_sibling
-            end = before.end_byte if before is not None else body.start_byte
-            head = Span(offset(start), offset(max(start, end)))
-            if body.start_byte == body.end_byte:
-                return head, Span(head.end, head.end)
-            if body.type == "interface_type":  # Go has the keyword inside: `interface { … }`
-                keyword, brace = body.children[:2]
-                return Span(head.start, offset(keyword.end_byte)), Span(
-                    offset(brace.start_byte), offset(body.end_byte)
-                )
-            return head, _span(self._index, body)
-        if self._language.id not in _ENDS_BY_KEYWORD:
-            return Span(offset(start), offset(node.end_byte)), None
-        *parts, last = node.children or [node]
-        parts = [part for part in parts if part.type not in _COMMENTS]
-        end = parts[-1].end_byte if parts else last.start_byte
-        return Span(offset(start), offset(end)), Span(offset(end), offset(last.start_byte))
-
-    def _doc(
-        self, span: Span, signature: Span, body: tree_sitter.Node | None
-    ) -> tuple[str | None, Span | None]:
-        if self._language.doc.inside:
-            literal = None if body is None else _docstring(body)
-            if literal is None:
-                return None, None
-            doc_span = _span(self._index, literal)
-            return docstring_text(self._text[doc_span.start : doc_span.end]), doc_span
-        # A doc comment may stand above the annotations or below them.
-        for start in dict.fromkeys((span.start, signature.start)):
-            above = comment_above(self._text, self._comments, self._comment_starts, start)
-            if above is not None:
-                return comment_text(self._text[above.start : above.end]), above
-        return None, None
-
-    def _is_stub(self, definition: _Definition, body: Span, doc: Span | None) -> bool:
-        if self._language.id == "python" and _is_abstract(definition.node):
-            return False
-        first = bisect_left(self._comment_starts, body.start)
-        inside = self._comments[first : bisect_left(self._comment_starts, body.end)]
-        holes = [*inside, doc] if doc is not None and body.start <= doc.start else inside
-        code: list[str] = []
-        at = body.start
-        for hole in sorted(holes):
-            code.append(self._text[at : hole.start])
-            at = hole.end
-        code.append(self._text[at : body.end])
-        return is_stub(
-            self._language.id,
-            _without_brackets("".join(code)),
-            [self._text[span.start : span.end] for span in inside],
-        )
-
-
-def _without_brackets(code: str) -> str:
-    code = code.strip()
-    if code.startswith("{") and code.endswith("}"):
-        return code[1:-1]
-    # An expression body: `=> x` in C#, `= x` in Kotlin.
-    return code.removeprefix("=>").removeprefix("=")
-
-
-def _outermost(node: tree_sitter.Node) -> tree_sitter.Node:
-    while (parent := node.parent) is not None and parent.type in _WRAPPERS:
-        if sum(child.type == node.type for child in parent.named_children) != 1:
-            break
-        node = parent
-    return node
-
-
-def _first_annotation(node: tree_sitter.Node) -> tree_sitter.Node:
-    first = node
-    before = node.prev_sibling
-    while before is not None and before.type in _BETWEEN:
-        if before.type in _ANNOTATIONS:
-            first = before
-        before = before.prev_sibling
-    return first
-
-
-def _signature_start(node: tree_sitter.Node) -> int:
-    """The byte at which a definition starts once its annotations are passed."""
-    for child in node.children:
-        if child.type in _BETWEEN:
-            continue
-        if child.type == "modifiers":
-            plain = next((part for part in child.children if part.type not in _ANNOTATIONS), None)
-            if plain is None:
-                continue
-            return plain.start_byte
-        return child.start_byte
-    return node.start_byte
-
-
-def _name(captures: dict[str, list[tree_sitter.Node]]) -> tuple[tree_sitter.Node, bool]:
-    """What names a definition, and whether it is written with the class it belongs to (`A::f`)."""
-    if "name" in captures:
-        return captures["name"][0], False
-    node = captures["declarator"][0]
-    qualified = False
-    while True:
-        inner = node.child_by_field_name("declarator")
-        if node.type == "qualified_identifier":
-            qualified = True
-            inner = node.child_by_field_name("name")
-        elif node.type == "template_function":
-            inner = node.child_by_field_name("name")
-        elif node.type == "operator_cast":
-            return node, qualified
-        elif inner is None and node.type in {"reference_declarator", "parenthesized_declarator"}:
-            inner = next(iter(node.named_children), None)
-        if inner is None:
-            return node, qualified
-        node = inner
-
-
-def _docstring(body: tree_sitter.Node) -> tree_sitter.Node | None:
-    statement = next((child for child in body.named_children if child.type not in _COMMENTS), None)
-    if statement is None or statement.type != "expression_statement" or statement.named_child_count != 1:
-        return None
-    literal = statement.named_children[0]
-    return literal if literal.type in {"string", "concatenated_string"} else None
-
-
-def _is_abstract(node: tree_sitter.Node) -> bool:
-    """Whether a Python function is without a body on purpose: abstract, an overload, or in a Protocol."""
-    outer = _outermost(node)
-    heads = [child for child in outer.children if child.type == "decorator"]
-    holder = outer.parent.parent if outer.parent is not None else None
-    if holder is not None and holder.type == "class_definition":
-        bases = holder.child_by_field_name("superclasses")
-        heads += [bases] if bases is not None else []
-    words = b" ".join(head.text or b"" for head in heads)
-    return any(word in words for word in (b"abstractmethod", b"overload", b"Protocol"))
