@@ -19,8 +19,8 @@ from nexo_lsp.pipeline.code import (
     indented,
     text_at,
     unfenced,
-    without_trailing_space,
     without_repetition,
+    without_trailing_space,
 )
 from nexo_lsp.pipeline.step import Workbench, infer
 from nexo_lsp.safety.validation import check_syntax, line_end, minimal_edits, with_line_ends
