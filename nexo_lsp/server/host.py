@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -28,12 +27,24 @@ _LEVELS: Final = {
     "warning": types.MessageType.Warning,
     "info": types.MessageType.Info,
 }
-_REPORT_EVERY_S: Final = 0.2
 
 
 def megabytes(size: int) -> str:
     """A size as people read it, in decimal megabytes as download pages give them."""
     return f"{size / 1_000_000:,.0f} MB"
+
+
+def described(state: PullProgress) -> tuple[str, int]:
+    """What a progress bar says of a download, and its percentage."""
+    done, total = state.done_bytes, max(1, state.total_bytes)
+    percentage = min(100, done * 100 // total)
+    if state.phase == "verify":
+        return f"verifying {megabytes(total)}", percentage
+    message = f"{megabytes(done)} of {megabytes(total)}"
+    if state.seconds_left is not None:
+        left = round(state.seconds_left)
+        message += f", {state.bytes_per_s / 1_000_000:.1f} MB/s, {left // 60}:{left % 60:02} left"
+    return f"{message} ({state.note})" if state.note else message, percentage
 
 
 class EditorHost:
@@ -71,14 +82,9 @@ class EditorHost:
         progress = Progress(self._server, f"Downloading {model}", cancel.set)
         progress.report(f"0 of {megabytes(size_bytes)}", 0)
         loop = asyncio.get_running_loop()
-        last = 0.0
 
         def reported(state: PullProgress) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last >= _REPORT_EVERY_S:
-                last = now
-                loop.call_soon_threadsafe(self._show, progress, state, size_bytes)
+            loop.call_soon_threadsafe(progress.report, *described(state))
 
         self._running.add(cancel)
         try:
@@ -87,11 +93,6 @@ class EditorHost:
             cancel.set()
             self._running.discard(cancel)
             progress.end()
-
-    def _show(self, progress: Progress, state: PullProgress, size_bytes: int) -> None:
-        done, total = state.done_bytes, state.total_bytes or size_bytes
-        percentage = min(100, done * 100 // total) if total else 0
-        progress.report(f"{megabytes(done)} of {megabytes(total)}", percentage)
 
     def notice(self, message: str, level: Literal["error", "warning", "info"]) -> None:
         """One message to the user."""
