@@ -11,6 +11,7 @@ from nexo_lsp.syntax.parsing import parse
 from nexo_lsp.text import Span
 
 FENCE = "```"
+_CLOSERS = ")]}\"'`;,:"
 
 
 def unfenced(text: str) -> str:
@@ -107,15 +108,8 @@ def without_repetition(text: str, after: str) -> str:
     """`text` without what already stands behind it in `after` (the text behind the cursor)."""
     rest_of_line, _, following = after.partition("\n")
     rest = rest_of_line.strip()
-    if rest:
-        first, newline, more = text.partition("\n")
-        cut = first.rstrip()
-        if cut.endswith(rest):
-            text = cut[: -len(rest)]
-        elif not newline:
-            text = _without_closers(cut, rest)
-        else:
-            text = first + newline + more
+    if rest and "\n" not in text:
+        text = _without_rest(text.rstrip(), rest)
     next_line = next((line.strip() for line in following.split("\n") if line.strip()), "")
     if next_line and len(next_line) > 1:
         lines = text.split("\n")
@@ -125,18 +119,25 @@ def without_repetition(text: str, after: str) -> str:
     return text
 
 
-def _without_closers(text: str, rest: str) -> str:
-    """Drop closing brackets at the end of `text` that `rest` already brings."""
-    closers = ")]}\"'`;,:"
+def _without_rest(text: str, rest: str) -> str:
+    """Drop the end of `text` that `rest` brings again; closing brackets only where they close nothing."""
     for length in range(min(len(rest), len(text)), 0, -1):
         tail = text[-length:]
-        if rest.startswith(tail) and all(char in closers for char in tail) and not _balanced(text):
+        if not rest.startswith(tail):
+            continue
+        if any(char not in _CLOSERS for char in tail):
+            # Words are taken for a repetition only if all of the rest is repeated.
+            if length == len(rest):
+                return text[:-length]
+        elif not _balanced(text):
             return text[:-length]
     return text
 
 
 def _balanced(text: str) -> bool:
-    return all(text.count(left) >= text.count(right) for left, right in ("()", "[]", "{}"))
+    """Whether nothing is closed in `text` that was not opened there."""
+    brackets = all(text.count(left) >= text.count(right) for left, right in ("()", "[]", "{}"))
+    return brackets and all(text.count(quote) % 2 == 0 for quote in "\"'`")
 
 
 def text_at(snapshot: Snapshot, span: Span) -> str:

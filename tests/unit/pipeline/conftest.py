@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
@@ -44,6 +45,11 @@ class Desk:
             return []
         lines = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
         return [line for line in lines if line["event"] == event]
+
+    async def asked(self, times: int = 1) -> None:
+        """Wait until the engine has been asked so many times."""
+        while len(self.events()) < times:  # noqa: ASYNC110 - the log is a file, it has no event
+            await asyncio.sleep(0)
 
     def open(self, text: str, name: str = "a.py", language: str = "python") -> Snapshot:
         snapshot = self.app.documents.open(f"file:///project/{name}", language, 1, text)

@@ -24,10 +24,12 @@ Make = Callable[..., dict[str, str]]
 
 
 def rules(finding: Make) -> list[dict[str, Any]]:
+    mean = finding("return sum(values) / len(values)", "Division by zero.")
+    head = finding("f = open(path)", "Never closed.", severity="error")
     return [
-        {"match": r"def mean\(values\)(?!.*def head)", "json": {"findings": [finding("return sum(values) / len(values)", "Division by zero.")]}},
-        {"match": r"f = open\(path\)\n    return f.readline", "json": {"findings": [finding("f = open(path)", "Never closed.", severity="error")]}},
-    ]  # fmt: skip
+        {"match": r"def mean\(values\)(?!.*def head)", "json": {"findings": [mean]}},
+        {"match": r"f = open\(path\)\n    return f.readline", "json": {"findings": [head]}},
+    ]
 
 
 def places(snapshot: Snapshot, findings: tuple[Finding, ...]) -> list[tuple[str, int]]:
@@ -154,8 +156,7 @@ async def test_editing_the_function_at_work_cancels_the_engine(make_desk: MakeDe
 
     task = asyncio.create_task(desk.app.reviews.review(snapshot.uri, progress=progress))
     await working.wait()
-    while not desk.events():
-        await asyncio.sleep(0)
+    await desk.asked()
     desk.edit(snapshot.uri, "sum(values)", "max(values)")
     report = await task
     assert [item.symbol for item in report.findings] == ["head"]
@@ -169,8 +170,7 @@ async def test_an_asker_who_leaves_does_not_stop_the_review(make_desk: MakeDesk,
     snapshot = desk.open(SOURCE)
     first = asyncio.create_task(desk.app.reviews.review(snapshot.uri))
     second = asyncio.create_task(desk.app.reviews.review(snapshot.uri))
-    while not desk.events():
-        await asyncio.sleep(0)
+    await desk.asked()
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -183,8 +183,7 @@ async def test_stopping_and_closing_end_the_engine_work(make_desk: MakeDesk, how
     desk = await make_desk({"hang": True})
     snapshot = desk.open(SOURCE)
     task = asyncio.create_task(desk.app.reviews.review(snapshot.uri))
-    while not desk.events():
-        await asyncio.sleep(0)
+    await desk.asked()
     if how == "stop":
         desk.app.stop()
     else:

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+import tomllib
+from importlib import resources
+
+import pytest
+
+from nexo_lsp.context.prompts import Prompts, quotable_lines
+from nexo_lsp.generation import Role
+from nexo_lsp.syntax.languages import language_for
+
+PYTHON = language_for("python")
+
+
+def test_braces_in_code_are_left_alone() -> None:
+    prompt = Prompts().action("generate", PYTHON, 'x = {"code": {language}}', context="{fence}")
+    shown = prompt.messages[-1].content
+    assert 'x = {"code": {language}}' in shown
+    assert "{fence}" in shown, "the context's own braces"
+
+
+def test_the_examples_before_the_first_pair_are_the_same_for_every_function() -> None:
+    prompts = Prompts()
+    plain = prompts.review(PYTHON, "def f():\n    return 1", "").messages
+    risky = prompts.review(PYTHON, "def f(p):\n    x = open(p)\n    return x", "").messages
+    assert risky[: len(plain) - 1] == plain[:-1]
+    assert len(risky) > len(plain), "a pair that resembles the code was added"
+
+
+def test_every_example_quotes_its_own_code_and_every_sign_finds_its_own_defect() -> None:
+    texts = tomllib.loads(
+        resources.files("nexo_lsp.context").joinpath("templates/review.toml").read_text("utf-8")
+    )
+    import re
+
+    for pair in texts["pair"]:
+        assert pair["finding"]["quote"] in quotable_lines(pair["defect"])
+        assert pair["finding"]["category"] in texts["categories"]
+        assert re.search(pair["sign"], pair["defect"]), pair["sign"]
+    for example in texts["example"]:
+        for finding in example["findings"]:
+            assert finding["quote"] in quotable_lines(example["code"])
+
+
+def test_a_quote_can_only_be_a_line_of_the_code() -> None:
+    code = 'def f(a):\n    print("{a}")\n\n    return a\n    }'
+    schema = json.loads(Prompts().review_schema(code, 2))
+    item = schema["properties"]["findings"]["items"]["properties"]
+    assert item["quote"]["enum"] == ["def f(a):", 'print("{a}")', "return a"]
+    assert schema["properties"]["findings"]["maxItems"] == 2
+
+
+@pytest.mark.parametrize("family", ["qwen2.5-coder", "unknown"])
+def test_the_suffix_comes_first(family: str) -> None:
+    parts = Prompts().infill(family, "a", "b").template.parts
+    assert parts.index("{suffix}") < parts.index("{prefix}")
+
+
+def test_a_conversation_ends_with_the_user() -> None:
+    assert Prompts().review(PYTHON, "x", "").messages[-1].role is Role.USER
