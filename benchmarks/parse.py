@@ -26,7 +26,7 @@ from nexo_lsp.offload import in_thread
 from nexo_lsp.text import Change, Position, Range
 
 URI = "file:///large.py"
-EDITS = 400
+EDITS = 200
 # A line that is valid Python only when its bracket and quote are closed, and one that is valid almost always.
 STATEMENT = "        total = compute(item, 'x')\n"
 PLAIN = "        # a remark about the total\n"
