@@ -79,7 +79,7 @@ class EditorHost:
     async def download(self, model: str, size_bytes: int, fetch: Fetch) -> Path:
         """Run `fetch` in a thread under a progress bar; the bar's cancel, or our task's, stops it."""
         cancel = threading.Event()
-        progress = Progress(self._server, f"Downloading {model}", cancel.set)
+        progress = Progress(self._server, f"Downloading {model}", cancel.set, percentage=0)
         progress.report(f"0 of {megabytes(size_bytes)}", 0)
         loop = asyncio.get_running_loop()
 

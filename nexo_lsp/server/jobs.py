@@ -56,11 +56,15 @@ class Jobs:
         title: str,
         work: Callable[[Job], Awaitable[None]],
         client_token: types.ProgressToken | None = None,
+        percentage: int | None = None,
     ) -> Job:
-        """Start `work`. Its errors are shown to the user, who waits for it."""
+        """Start `work`. Its errors are shown to the user, who waits for it.
+
+        `percentage` is 0 for work whose reports have one, None for the rest.
+        """
         job = Job(f"job-{next(self._numbers)}", title)
         self._jobs[job.id] = job
-        job.progress = Progress(self._server, title, job.cancel, client_token)
+        job.progress = Progress(self._server, title, job.cancel, client_token, percentage)
         job.attach(self._server.spawn(self._run(job, work), title))
         return job
 

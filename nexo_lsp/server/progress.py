@@ -26,7 +26,7 @@ class Progress:
     """One progress bar; silent where the client shows none. Work never waits for it.
 
     The token is the server's own where the client can make one, else the one that the client sent along with
-    its request (if any).
+    its request (if any). Editors show percentages only if there was one at the beginning.
     """
 
     _numbers = itertools.count(1)
@@ -37,6 +37,7 @@ class Progress:
         title: str,
         cancel: Callable[[], None] | None = None,
         client_token: types.ProgressToken | None = None,
+        percentage: int | None = None,
     ) -> None:
         self._server = server
         self._title = title
@@ -45,7 +46,7 @@ class Progress:
         self._begun = False
         self._ended = False
         self._message: str | None = None
-        self._percentage: int | None = None
+        self._percentage = percentage
         self._last = 0.0
         if server.client.progress:
             self._token = f"nexo-{next(self._numbers)}"
@@ -77,7 +78,7 @@ class Progress:
         )
 
     def report(self, message: str, percentage: int | None = None) -> None:
-        """Show how far it is; `percentage` from 0 to 100 (to be given from the first report on, or never)."""
+        """Show how far it is; `percentage` from 0 to 100."""
         self._message, self._percentage = message, percentage
         now = time.monotonic()
         if self._begun and not self._ended and now - self._last >= _INTERVAL_S:

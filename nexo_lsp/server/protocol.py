@@ -18,6 +18,7 @@ from pygls.exceptions import JsonRpcException
 from pygls.protocol import JsonRPCRequestMessage, JsonRPCResponseMessage, LanguageServerProtocol
 from pygls.protocol.json_rpc import JsonRPCNotification
 
+from nexo_lsp.errors import DocumentError
 from nexo_lsp.server.capabilities import initialize_result
 from nexo_lsp.server.custom_messages import REQUEST_PARAMS
 
@@ -156,7 +157,12 @@ class NexoProtocol(LanguageServerProtocol):
             self._send_response(msg_id, future.result())
 
     def _check_handler_result(self, future: Future[Any]) -> None:
-        if not future.cancelled() and (error := future.exception()) is not None:
+        if future.cancelled() or (error := future.exception()) is None:
+            return
+        if isinstance(error, DocumentError):
+            # A client that speaks of documents which it did not open: nothing that its user could mend.
+            log.warning("%s", error)
+        else:
             self._server.failures.tell_once(error)
 
     def cancel_pending(self) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from pygls.exceptions import JsonRpcException
 
 from nexo_lsp.errors import ModelDownloadCancelled
 from nexo_lsp.models.progress import PullProgress
 from nexo_lsp.server.language_server import NexoServer, create_server
-from tests.lsp.conftest import capabilities_of
+from tests.lsp.conftest import StartEditor, capabilities_of
 from tests.lsp.editor import WAIT_S
 
 SIZE = 491_400_032
@@ -139,3 +140,24 @@ async def test_closing_the_server_ends_downloads(client: Client) -> None:
     with pytest.raises(ModelDownloadCancelled):
         await download
     assert ended.is_set()
+
+
+@pytest.mark.parametrize(("policy", "questions"), [("ask", 1), ("never", 0)])
+async def test_without_a_model_there_is_one_clear_message(
+    start_editor: StartEditor, policy: str, questions: int
+) -> None:
+    settings = {"models": {"autoDownload": policy}, "review": {"trigger": "onOpen"}}
+    editor = await start_editor(environ={"NEXO_ENGINE": "native"}, configuration=settings)
+    editor.reply = "Not now"
+    uri = editor.open("a.py", "def f(x):\n    return x\n")
+    await editor.until(editor.messages)
+    with pytest.raises(JsonRpcException, match="nexo-lsp models pull"):
+        await editor.review(uri)
+    with pytest.raises(JsonRpcException, match="nexo-lsp models pull"):
+        await editor.review(uri)
+    assert len(editor.questions) == questions
+    assert len(editor.messages()) == 1
+    # What needs no model goes on.
+    assert await editor.actions(uri, "return x")
+    hover = await editor.hover(uri, "f(x)")
+    assert hover is not None

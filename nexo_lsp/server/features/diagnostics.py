@@ -127,7 +127,7 @@ class ReviewTriggers:
             await self._server.settings.ready()
             await self._server.app.reviews.review(uri, priority=Priority.FOREGROUND, progress=progress)
 
-        return self._server.jobs.start("Review", work, token)
+        return self._server.jobs.start("Review", work, token, percentage=0)
 
 
 async def review(server: NexoServer, params: ReviewParams) -> ReviewResult:

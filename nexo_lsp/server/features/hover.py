@@ -22,7 +22,7 @@ async def hover(server: NexoServer, params: types.HoverParams) -> types.Hover | 
     await server.settings.ready()
     app = server.app
     snapshot = app.documents.find(params.text_document.uri)
-    if snapshot is None:
+    if snapshot is None or not app.settings.hover.enabled:
         return None
     offset = snapshot.lines.offset(position_of(params.position), server.encoding)
     try:

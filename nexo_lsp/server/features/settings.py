@@ -33,7 +33,7 @@ class EditorSettings:
         self._editor: Mapping[str, Any] = {}
         self._origin = "workspace/configuration"
         self._problems: tuple[Problem, ...] = ()
-        self._named: set[Problem] = set()
+        self._named: set[tuple[str, str]] = set()
         self._ready = asyncio.Event()
         self._pulls = 0
 
@@ -103,14 +103,15 @@ class EditorSettings:
         completion.settings_changed(self._server)
 
     def _name_problems(self) -> None:
-        new = [problem for problem in self._problems if problem not in self._named]
-        self._named.update(new)
-        if new:
-            for problem in new:
-                log.warning("wrong setting: %s", problem)
-            lines = "\n".join(f"- {problem}" for problem in new)
-            message = f"nexo-lsp settings: {new[0]}" if len(new) == 1 else f"nexo-lsp settings:\n{lines}"
-            self._server.show(message, types.MessageType.Warning)
+        """Name what is newly wrong in one message. The same mistake from two places is one mistake."""
+        known, self._named = self._named, {_mistake(problem) for problem in self._problems}
+        new = {_mistake(problem): problem for problem in reversed(self._problems)}
+        lines = [str(problem) for mistake, problem in reversed(new.items()) if mistake not in known]
+        for line in lines:
+            log.warning("wrong setting: %s", line)
+        if lines:
+            text = lines[0] if len(lines) == 1 else "".join(f"\n- {line}" for line in lines)
+            self._server.show(f"nexo-lsp settings: {text}", types.MessageType.Warning)
 
     async def _register(self) -> None:
         registration = types.Registration(
@@ -119,6 +120,10 @@ class EditorSettings:
             register_options={"section": PREFIX},
         )
         await register(self._server, registration)
+
+
+def _mistake(problem: Problem) -> tuple[str, str]:
+    return problem.name, problem.message.rpartition(" (from ")[0]
 
 
 async def register(server: NexoServer, registration: types.Registration) -> bool:
