@@ -222,6 +222,8 @@ class Context:
         self._memory = c.llama_get_memory(self.handle)
         self._batch = c.llama_batch_init(_BATCH_TOKENS, 0, 1)
         self.tokens = int(c.llama_n_ctx(self.handle))
+        self.threads = threads
+        self._decode_threads = threads
         self.sequences = sequences
         self._logit_values = ctypes.c_float * model.vocab_size
 
@@ -258,6 +260,12 @@ class Context:
         if code == 0:
             return Decoded.DONE
         raise NativeError(f"llama_decode answered {code}")
+
+    def decode_with(self, threads: int) -> None:
+        """Use so many threads for single tokens; prompts keep all of them."""
+        if threads != self._decode_threads:
+            self._decode_threads = threads
+            self._c.llama_set_n_threads(self.handle, threads, self.threads)
 
     def logits(self) -> ctypes.Array[ctypes.c_float]:
         """The logits of the last evaluated token: a view that the next evaluation overwrites."""

@@ -17,6 +17,7 @@ from nexo_lsp.engines.llama.prefix_cache import PrefixCache
 from nexo_lsp.engines.llama.prompts import PromptError, Prompts
 from nexo_lsp.engines.llama.sampling import GrammarError, Sampler
 from nexo_lsp.engines.llama.text_stream import TextStream
+from nexo_lsp.engines.llama.threads import ThreadTuner
 from nexo_lsp.generation import FinishReason, Request, Usage
 
 # How long one prompt chunk should take: it is what a cancel or a more urgent job waits for. Smaller chunks
@@ -87,6 +88,7 @@ class Scheduler:
         self._arrivals = 0
         self._prompt_speed = Speed()
         self._decode_speed = Speed()
+        self._tuner = ThreadTuner(context.threads)
 
     @property
     def busy(self) -> bool:
@@ -174,6 +176,7 @@ class Scheduler:
         assert job.sequence is not None  # noqa: S101 -- `_seat` just gave it one
         chunk = job.tokens[job.evaluated : job.evaluated + self._chunk_size()]
         at_end = job.evaluated + len(chunk) == len(job.tokens)
+        self._context.decode_with(self._tuner.threads)
         began = self._clock()
         if self._context.evaluate(chunk, job.evaluated, job.sequence, logits=at_end) is Decoded.FULL:
             if not self._cache.evict() and not self._preempt(job):
@@ -226,6 +229,7 @@ class Scheduler:
             job.decode_s += seconds
             if tokens == 1:
                 self._decode_speed.add(1, seconds)
+                self._tuner.observe(seconds)
 
     def _take(self, job: _Job, token: int) -> None:
         if token in job.end_tokens or self._model.is_end(token):
