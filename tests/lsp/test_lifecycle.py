@@ -13,59 +13,9 @@ import pytest
 from lsprotocol import types
 
 from nexo_lsp.server.capabilities import COMMANDS
-from nexo_lsp.server.framing import FrameParser, frame
 from tests.lsp.conftest import StartEditor, capabilities_of, server_environment
 from tests.lsp.editor import WAIT_S
-
-
-class RawServer:
-    """The server process, spoken to in bare messages."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self._parser = FrameParser()
-        self._waiting: list[dict[str, Any]] = []
-
-    def send(self, message: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(frame({"jsonrpc": "2.0", **message}))
-
-    def send_bytes(self, data: bytes) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(data)
-
-    async def receive(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        while not self._waiting:
-            data = await asyncio.wait_for(self.process.stdout.read(65536), WAIT_S)
-            assert data, "the server closed its output"
-            self._waiting += [json.loads(body) for body in self._parser.feed(data)]
-        return self._waiting.pop(0)
-
-    async def answer_to(self, identity: object) -> dict[str, Any]:
-        """The answer to a request; what else comes is passed over."""
-        while (message := await self.receive()).get("id") != identity or "method" in message:
-            pass
-        return message
-
-    async def ended(self) -> int:
-        return await asyncio.wait_for(self.process.wait(), WAIT_S)
-
-
-async def start_raw(home: Path, **environ: str) -> RawServer:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "nexo_lsp", "serve",
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        env=server_environment(home, NEXO_ENGINE="mock", **environ),
-    )  # fmt: skip
-    return RawServer(process)
-
-
-INITIALIZE = {
-    "id": 1,
-    "method": "initialize",
-    "params": {"processId": None, "rootUri": None, "capabilities": {}},
-}
+from tests.lsp.raw import INITIALIZE, RawServer, start_raw
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32"])
@@ -233,6 +183,42 @@ async def test_shutdown_ends_work_and_leaves_no_process(start_editor: StartEdito
     gone, alive = psutil.wait_procs(children, timeout=WAIT_S)
     assert alive == []
     assert len(gone) == len(children)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM on Windows")
+async def test_a_polite_kill_ends_it_in_order(tmp_path: Path) -> None:
+    server = await start_raw(tmp_path)
+    server.send(INITIALIZE)
+    server.send({"id": 2, "method": "nexo/status"})
+    await server.answer_to(2)
+    server.process.terminate()
+    assert await server.ended() == 1
+
+
+async def test_the_log_holds_no_code(tmp_path: Path) -> None:
+    server = await start_raw(tmp_path, NEXO_LOG="INFO")
+    server.send(INITIALIZE)
+    server.send({"method": "initialized", "params": {}})
+    item = {
+        "uri": "file:///a.py",
+        "languageId": "python",
+        "version": 1,
+        "text": "def very_private():\n    pass\n",
+    }
+    server.send({"method": "textDocument/didOpen", "params": {"textDocument": item}})
+    server.send({"id": 2, "method": "nexo/review", "params": {"textDocument": {"uri": "file:///a.py"}}})
+    assert (await server.answer_to(2))["result"]["complete"] is True
+    server.send(
+        {"method": "textDocument/didOpen", "params": {"textDocument": {**item, "version": "very_private"}}}
+    )
+    server.send({"id": 3, "method": "shutdown"})
+    await server.answer_to(3)
+    server.send({"method": "exit"})
+    assert await server.ended() == 0
+    log = (tmp_path / "logs" / "server.log").read_text(encoding="utf-8")
+    assert "client: unknown client" in log
+    assert "does not fit textDocument/didOpen" in log
+    assert "very_private" not in log
 
 
 def test_the_clients_are_the_real_ones() -> None:

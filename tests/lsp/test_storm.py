@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from tests.lsp.test_lifecycle import INITIALIZE, start_raw
+from tests.lsp.raw import INITIALIZE, start_raw
 
 URI = "file:///storm.py"
 CODE = "def add(a, b):\n    return a + b\n\n\ndef todo(x):\n    ...\n"
