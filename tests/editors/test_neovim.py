@@ -21,26 +21,28 @@ def add(first: int, second: int) -> int:
     raise NotImplementedError
 
 
-def remember(message, history=[]):
-    history.append(message)
-    return history
+def find_user(db, name):
+    query = "SELECT * FROM users WHERE name = '" + name + "'"
+    return db.execute(query).fetchone()
 
 
 if __name__ == "__main__":
     print(add(20, 22))
 '''
 
+DEFECT = next(line for line in STUB.splitlines() if "SELECT" in line)
+
 MOCK_SCRIPT = [
     {
-        "match": "You review code.*user: [^`]*```python\ndef remember[^`]*```$",
+        "match": "You review code.*user: [^`]*```python\ndef find_user[^`]*```$",
         "json": {
             "findings": [
                 {
-                    "quote": "def remember(message, history=[]):",
-                    "category": "bug",
+                    "quote": DEFECT.strip(),
+                    "category": "security",
                     "severity": "warning",
-                    "message": "The default list is shared by all calls.",
-                    "suggestion": "Use None.",
+                    "message": "The name becomes part of the SQL text.",
+                    "suggestion": "Use a parameter.",
                 }
             ]
         },
@@ -87,7 +89,7 @@ def drive(tmp_path: Path, settings: dict[str, Any], patience_s: int, **variables
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=patience_s * 5,
+        timeout=patience_s * 3,
         check=False,
     )
     logs = "".join(log.read_text(errors="replace") for log in Path(os.environ["NEXO_HOME"]).rglob("*.log"))
@@ -114,8 +116,8 @@ def test_with_scripted_answers(tmp_path: Path) -> None:
     lines = drive(tmp_path, settings, 30, NEXO_MOCK_SCRIPT=str(script))
     (diagnostic,) = of_kind(lines, "DIAGNOSTIC")
     assert diagnostic["source"] == "nexo"
-    assert diagnostic["line"] == STUB.splitlines().index("def remember(message, history=[]):")
-    assert "shared by all calls" in diagnostic["message"]
+    assert diagnostic["line"] == STUB.splitlines().index(DEFECT)
+    assert "part of the SQL text" in diagnostic["message"]
     (hover,) = of_kind(lines, "HOVER")
     assert "def add(first: int, second: int) -> int" in hover
     assert "Return the sum of the two numbers." in hover
@@ -127,10 +129,13 @@ def test_with_scripted_answers(tmp_path: Path) -> None:
 
 @pytest.mark.editor
 @pytest.mark.model
+@pytest.mark.timeout(900)
 def test_with_the_real_model(tmp_path: Path, model_path: Path) -> None:
     settings = {"review": {"trigger": "onOpen"}, "hover": {"waitMs": 100}, "model": str(model_path)}
-    lines = drive(tmp_path, settings, 120)
-    assert {diagnostic["source"] for diagnostic in of_kind(lines, "DIAGNOSTIC")} == {"nexo"}
+    lines = drive(tmp_path, settings, 240)
+    found = of_kind(lines, "DIAGNOSTIC")
+    assert {diagnostic["source"] for diagnostic in found} == {"nexo"}
+    assert STUB.splitlines().index(DEFECT) in {diagnostic["line"] for diagnostic in found}
     (hover,) = of_kind(lines, "HOVER")
     assert "def add(first: int, second: int) -> int" in hover
     assert run_result(tmp_path) == "42\n"
