@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words == ["--version"]:
         sys.stdout.write(f"nexo-lsp {__version__}\n")
         sys.exit()
+    _forgive_encodings()
     from nexo_lsp.cli.program import build
 
     build(words)(words, prog_name="nexo-lsp")
+
+
+def _forgive_encodings() -> None:
+    """Let a character that the terminal or a pipe cannot write become `?` instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.spinner import Spinner
 from rich.text import Text
 
 from nexo_lsp.cli.models import pull_bar
@@ -23,6 +22,8 @@ from nexo_lsp.offload import Offload, in_thread
 # Control characters move the cursor or change the screen, and direction marks make code look like other code:
 # both are shown by name, whoever wrote them. Tabs and line ends are the caller's.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+_FRAMES, _PLAIN_FRAMES, _FRAMES_PER_S = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "-\\|/", 8
 
 Level = Literal["error", "warning", "info"]
 
@@ -73,7 +74,6 @@ class StatusLine:
         self._console = console
         self._live: Live | None = None
         self._text = ""
-        self._spinner = Spinner("dots", style="cyan")
 
     def show(self, text: str) -> None:
         """Say this from now on."""
@@ -81,7 +81,10 @@ class StatusLine:
         if self._live is None and self._console.is_terminal:
             # The spinner's own clock redraws; `show` may be called for every token.
             self._live = Live(
-                get_renderable=self._render, console=self._console, transient=True, refresh_per_second=8
+                get_renderable=self._render,
+                console=self._console,
+                transient=True,
+                refresh_per_second=_FRAMES_PER_S,
             )
             self._live.start()
 
@@ -91,9 +94,11 @@ class StatusLine:
             self._live.stop()
             self._live = None
 
-    def _render(self) -> RenderableType:
-        self._spinner.update(text=Text(visible(self._text), no_wrap=True, overflow="ellipsis"))
-        return Group(self._spinner)
+    def _render(self) -> Text:
+        frames = _FRAMES if self._console.encoding.startswith("utf") else _PLAIN_FRAMES
+        frame = frames[int(self._console.get_time() * _FRAMES_PER_S) % len(frames)]
+        line = Text(no_wrap=True, overflow="ellipsis")
+        return line.append(frame, "cyan").append(f" {visible(self._text)}")
 
 
 class TerminalHost:

@@ -92,6 +92,14 @@ def test_findings_as_text(project: Path, tmp_path: Path) -> None:
     assert requests(tmp_path) == before, "unchanged functions are answered from memory"
 
 
+def test_a_pipe_with_a_narrow_encoding(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    (project / "a.py").write_text(CODE.replace("x / 0", "x / 0  # süß"), encoding="utf-8")
+    done = review("a.py")
+    assert done.returncode == 0, done.stderr
+    assert "2 |     return x / 0  # s??" in done.stdout
+
+
 def test_json_and_sarif(project: Path) -> None:
     data = json.loads(review("a.py", "--json").stdout)
     assert [finding["quote"] for finding in data["files"][0]["findings"]] == ["return x / 0"]
