@@ -139,6 +139,17 @@ async def test_tokens_are_counted(make_engine: MakeEngine) -> None:
     assert await engine.count_tokens("héllo <|im_end|>") == len("héllo <|im_end|>".encode())
 
 
+async def test_a_relative_path_is_found(
+    make_engine: MakeEngine, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_model.parent)
+
+    async def model() -> Path:
+        return Path(tiny_model.name)
+
+    assert await make_engine(model).count_tokens("four") == 4
+
+
 async def test_text_with_lone_surrogates_does_no_harm(make_engine: MakeEngine) -> None:
     engine = make_engine()
     assert (await collect(engine.stream(infill("a = '\ud800'", "\udc00"))))[1].tokens == 40

@@ -212,7 +212,7 @@ class LlamaEngine:
         path = await self._model()
         self._model_path = path
         options = self.options
-        wish = Load(str(path), options.context_tokens, options.threads, options.sequences, options.gpu_layers)
+        wish = _wish(path, options)
         connection = Connection(
             await self._spawn(), hang_s=options.hang_s, grace_s=options.close_grace_s, changed=self._changed
         )
@@ -320,6 +320,12 @@ class _Waiting:
 
     def __exit__(self, *_: object) -> None:
         self._engine.leave()
+
+
+def _wish(path: Path, options: LlamaOptions) -> Load:
+    # The worker runs in another folder.
+    file = str(path.absolute())
+    return Load(file, options.context_tokens, options.threads, options.sequences, options.gpu_layers)
 
 
 def _resident_bytes(pid: int | None) -> int | None:
