@@ -67,8 +67,12 @@ class Prompts:
         return ((" []", float(self._review[name])),)
 
     def _pairs_for(self, code: str) -> list[dict[str, Any]]:
-        """The pairs whose sign is in `code`, the last in the file last, which counts most for a model."""
-        found = [pair for sign, pair in self._signs if sign.search(code)]
+        """The pairs that resemble `code`, the last in the file last, which counts most for a model."""
+        found = [
+            pair
+            for sign, unless, pair in self._signs
+            if sign.search(code) and not (unless is not None and unless.search(code))
+        ]
         return found[-int(self._review["most_pairs"]) :]
 
     def _example(self, language: str, code: str, findings: list[Any]) -> list[Message]:
@@ -77,8 +81,11 @@ class Prompts:
         return [Message(Role.USER, shown), Message(Role.ASSISTANT, answer)]
 
     @cached_property
-    def _signs(self) -> list[tuple[re.Pattern[str], dict[str, Any]]]:
-        return [(re.compile(pair["sign"]), pair) for pair in self._review["pair"]]
+    def _signs(self) -> list[tuple[re.Pattern[str], re.Pattern[str] | None, dict[str, Any]]]:
+        return [
+            (re.compile(pair["sign"]), re.compile(pair["unless"]) if "unless" in pair else None, pair)
+            for pair in self._review["pair"]
+        ]
 
     def action(
         self,

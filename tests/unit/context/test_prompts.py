@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from importlib import resources
 
@@ -32,7 +33,6 @@ def test_every_example_quotes_its_own_code_and_every_sign_finds_its_own_defect()
     texts = tomllib.loads(
         resources.files("nexo_lsp.context").joinpath("templates/review.toml").read_text("utf-8")
     )
-    import re
 
     for pair in texts["pair"]:
         assert pair["finding"]["quote"] in quotable_lines(pair["defect"])
