@@ -83,16 +83,10 @@ async def start_editor(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncI
         script, log = tmp_path / "rules.json", tmp_path / "engine.jsonl"
         script.write_text(json.dumps(list(rules)), encoding="utf-8")
         mock = {"NEXO_ENGINE": "mock", "NEXO_MOCK_SCRIPT": str(script), "NEXO_MOCK_LOG": str(log)}
-        config = ClientServerConfig(
-            server_command=[sys.executable, "-m", "nexo_lsp", "serve"],
-            client_factory=make_client,
-            server_env=server_environment(home, **{**mock, **(environ or {})}),
-        )
         spoken = copy.deepcopy(capabilities_of(client))
         if change is not None:
             change(spoken["capabilities"])
-        lsp = await config.start()
-        assert isinstance(lsp, LanguageClient)
+        lsp = await start_client(server_environment(home, **{**mock, **(environ or {})}))
         lsp.set_configuration({"nexo": configuration or {}})
         editor = Editor(lsp, spoken, folder, log)
         editors.append(editor)
@@ -106,6 +100,18 @@ async def start_editor(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncI
             await editor.client.shutdown_session()
         await editor.client.stop()
     show_log(home)
+
+
+async def start_client(environ: dict[str, str]) -> LanguageClient:
+    """A client that is connected to a server process of its own, before the handshake."""
+    config = ClientServerConfig(
+        server_command=[sys.executable, "-m", "nexo_lsp", "serve"],
+        client_factory=make_client,
+        server_env=environ,
+    )
+    client = await config.start()
+    assert isinstance(client, LanguageClient)
+    return client
 
 
 async def begin(editor: Editor, settings: dict[str, Any] | None = None) -> types.InitializeResult:

@@ -40,6 +40,7 @@ class Editor:
         self, client: LanguageClient, capabilities: dict[str, Any], folder: Path, mock_log: Path
     ) -> None:
         self.client = client
+        self.patience_s = WAIT_S
         self.capabilities = capabilities
         self.folder = folder
         self.mock_log = mock_log
@@ -283,7 +284,7 @@ class Editor:
             return value
 
         try:
-            return await asyncio.wait_for(wait(), WAIT_S)
+            return await asyncio.wait_for(wait(), self.patience_s)
         except TimeoutError:
             raise AssertionError(f"never happened: {what}; messages: {self.messages()}") from None
 

@@ -230,6 +230,9 @@ class Scheduler:
             if tokens == 1:
                 self._decode_speed.add(1, seconds)
                 self._tuner.observe(seconds)
+                if job.made == 1:
+                    # The first measured token: whoever watches sees that the answer is being written.
+                    self._report()
 
     def _take(self, job: _Job, token: int) -> None:
         if token in job.end_tokens or self._model.is_end(token):
