@@ -74,7 +74,7 @@ async def editor(session: tuple[Editor, Path]) -> AsyncIterator[Editor]:
 async def status_when(editor: Editor, condition: Callable[[Any], bool]) -> Any:
     """Ask for `nexo/status` until it is as wanted: it is another process that does the work."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition(status := await editor.request("nexo/status")):
+        while not condition(status := await editor.request("nexo/status")):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     return status
 
@@ -182,7 +182,7 @@ async def test_an_explanation_is_shown(editor: Editor) -> None:
 
 
 async def test_a_later_hover_has_the_explanation(editor: Editor) -> None:
-    uri = editor.open("hovered.py", f'{SUM}\n\nprint(total([1, 2]))\n')
+    uri = editor.open("hovered.py", f"{SUM}\n\nprint(total([1, 2]))\n")
 
     async def hovered() -> str:
         hover = await editor.hover(uri, "total([")
@@ -196,7 +196,7 @@ async def test_a_later_hover_has_the_explanation(editor: Editor) -> None:
     await status_when(editor, at_rest)
     async with asyncio.timeout(PATIENCE_S):
         # The engine is done; the answer is on its way to the disk.
-        while PENDING in (later := await hovered()):
+        while PENDING in (later := await hovered()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert len(later.partition("---")[2].split()) > 3
 
