@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nexo_lsp.context.gather import Gatherer
 from nexo_lsp.context.prompts import Prompts
-from nexo_lsp.documents import DocumentStore, Snapshot
+from nexo_lsp.documents import DocumentStore, Snapshot, local_place
 from nexo_lsp.engines.engine import Engine
 from nexo_lsp.errors import DisabledError, ModelCorrupt, ModelMissing, NexoError
 from nexo_lsp.folders import Folders, folders
@@ -34,7 +34,7 @@ from nexo_lsp.runtime.providers.native import NativeProvider
 from nexo_lsp.runtime.providers.provider import Provider
 from nexo_lsp.runtime.selection import Selection, select
 from nexo_lsp.settings import Layer, Problem, Resolved, Settings, from_environment, resolve
-from nexo_lsp.storage import Database
+from nexo_lsp.storage import FILE_NAME, Database
 from nexo_lsp.text import Edit
 
 if TYPE_CHECKING:
@@ -98,12 +98,12 @@ class App:
         self.on_status: Callable[[Status], None] = lambda _status: None
         self._store: ModelStore | None = None
         self._roots: tuple[Path, ...] = ()
-        self._fetching: asyncio.Task[Path] | None = None
+        self._fetching: dict[str, asyncio.Task[Path]] = {}
         self._declined = False
         self._engine: Engine | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._selection: Selection = self._select()
-        self._answers = Answers(Database(self.folders.state / "nexo.db"), offload)
+        self._answers = Answers(Database(self.folders.state / FILE_NAME), offload)
         bench = Workbench(
             documents=self.documents,
             answers=self._answers,
@@ -114,6 +114,8 @@ class App:
             settings=lambda: self.settings,
             model_key=self._model_key,
             permitted=self.permitted,
+            context_of=self._context_of,
+            refresh=self._refresh,
         )
         self.reviews = ReviewService(bench)
         rewriter = Rewriter(bench)
@@ -157,12 +159,13 @@ class App:
         if (before.engine, before.model) != (after.engine, after.model):
             self._drop_engine()
             self._selection = self._select()
-        if before.models != after.models:
+        if (before.models, before.model) != (after.models, after.model):
             self._declined = False
         if before.enable and not after.enable:
             self.stop()
-            self.reviews.clear()
             self._drop_engine()
+        if before != after:
+            self._withdraw()
         self._tell()
         return self.resolved.problems
 
@@ -174,8 +177,7 @@ class App:
 
     def opened(self, snapshot: Snapshot) -> None:
         """A document was opened."""
-        if snapshot.path is not None:
-            _keep(self._closing, self.ignore.prepare(snapshot.path))
+        _keep(self._background, self._refresh(snapshot))
 
     def changed(self, snapshot: Snapshot, edits: Sequence[Edit]) -> None:
         """A document was changed by `edits`."""
@@ -195,9 +197,8 @@ class App:
             return "nexo is switched off (nexo.enable)."
         if snapshot.language_id in settings.disabled_languages:
             return f"nexo is switched off for {snapshot.language_id} (nexo.disabledLanguages)."
-        path = snapshot.path
-        name = path.name if path is not None else snapshot.uri.rsplit("/", 1)[-1]
-        secret = self.ignore.secret(path, name)
+        path = local_place(snapshot.uri)
+        secret = self.ignore.secret(path, path.name if path is not None else snapshot.uri)
         if secret is not None:
             return secret
         if path is not None and settings.disabled_globs:
@@ -205,6 +206,31 @@ class App:
             if glob is not None:
                 return f"nexo is switched off for files like this one ({glob} in nexo.disabledGlobs)."
         return None
+
+    def _context_of(self, other: Snapshot) -> bool:
+        """Whether the document may be shown beside another one."""
+        if self.permitted(other) is not None:
+            return False
+        place = local_place(other.uri)
+        return place is None or not self.ignore.git_ignored(place)
+
+    async def _refresh(self, *snapshots: Snapshot) -> None:
+        """Notice ignore files that were edited since these documents were last asked about."""
+        places = (local_place(snapshot.uri) for snapshot in snapshots)
+        await self.ignore.prepare(*[place for place in places if place is not None])
+
+    def _withdraw(self) -> None:
+        """End the work on, and take away the findings of, what the settings no longer permit."""
+        settings = self.settings
+        for snapshot in self.documents.all():
+            if self.permitted(snapshot) is not None:
+                self.closed(snapshot)
+        if not settings.review.enabled:
+            self.reviews.clear()
+        if not settings.completion.enabled:
+            self.completions.stop()
+        if not (settings.hover.enabled and settings.hover.explain):
+            self.hovers.stop()
 
     def status(self) -> Status:
         """The present state; never blocks."""
@@ -237,11 +263,17 @@ class App:
     async def close(self) -> None:
         """End all work and let go of everything."""
         self.stop()
-        if self._fetching is not None:
-            self._fetching.cancel()
         self._drop_engine()
-        while self._closing:
-            await asyncio.gather(*self._closing, return_exceptions=True)
+        fetching = set(self._fetching.values())
+        for task in fetching:
+            task.cancel()
+        if fetching:
+            # Waited for, so that what was being written is closed in good order.
+            await asyncio.wait(fetching)
+        while self._background:
+            # Not `gather`: from Python 3.12 on, one of finished tasks is finished itself, so awaiting it
+            # gives the loop no turn to take them out of the set.
+            await asyncio.wait(set(self._background))
         await self._answers.close()
 
     def engine(self) -> Engine:
@@ -272,13 +304,15 @@ class App:
             policy = self.settings.models.auto_download
             if policy == "never" or self._declined:
                 raise
-            if self._fetching is None:
-                self._fetching = asyncio.get_running_loop().create_task(
+            fetching = self._fetching.get(entry.name)
+            if fetching is None:
+                fetching = asyncio.get_running_loop().create_task(
                     self._fetch(entry.name, entry.size, ask=policy == "ask", missing=missing),
                     name="nexo:fetch-model",
                 )
-                self._fetching.add_done_callback(self._fetched)
-            return await asyncio.shield(self._fetching)
+                self._fetching[entry.name] = fetching
+                fetching.add_done_callback(lambda task: self._fetched(entry.name, task))
+            return await asyncio.shield(fetching)
 
     async def _fetch(self, name: str, size: int, *, ask: bool, missing: ModelMissing | ModelCorrupt) -> Path:
         if ask and not await self._host.confirm_download(name, size):
@@ -290,8 +324,8 @@ class App:
 
         return await self._host.download(name, size, fetch)
 
-    def _fetched(self, task: asyncio.Task[Path]) -> None:
-        self._fetching = None
+    def _fetched(self, name: str, task: asyncio.Task[Path]) -> None:
+        del self._fetching[name]
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.warning("the model could not be fetched: %s", error)
 
@@ -305,7 +339,7 @@ class App:
     def _drop_engine(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
-            _keep(self._closing, engine.close())
+            _keep(self._background, engine.close())
 
     def _model_name(self) -> str | None:
         name = self.settings.model

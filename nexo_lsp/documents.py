@@ -401,3 +401,17 @@ def file_name_of(uri: str, *, windows: bool) -> str | None:
     if len(drive) > 1 and drive[1] == ":":
         name = drive[0].upper() + drive[1:]
     return name.replace("/", "\\")
+
+
+def local_place(uri: str) -> Path | None:
+    """The file that a document is, or is a view of (`git:`, a notebook's cell, `untitled:` with a path).
+
+    For rules about files, which a change of scheme must not get around; it may not exist. None where the URI
+    has no absolute path.
+    """
+    if scheme_of(uri) == "file":
+        name = file_name_of(uri, windows=os.name == "nt")
+    else:
+        path = urlsplit(uri).path
+        name = file_name_of(f"file://{path}", windows=os.name == "nt") if path.startswith("/") else None
+    return None if name is None else Path(name)

@@ -178,9 +178,9 @@ class IgnoreRules:
         self._rules.clear()
         self._real.clear()
 
-    async def prepare(self, path: Path) -> None:
-        """Read, away from the loop, whatever ignore files of `path` are new or have changed on disk."""
-        await self._offload(lambda: self._read(path))
+    async def prepare(self, *paths: Path) -> None:
+        """Read, away from the loop, whatever ignore files of `paths` are new or have changed on disk."""
+        await self._offload(lambda: self._read(paths))
 
     def secret(self, path: Path | None, name: str) -> str | None:
         """Why no model may see the file, or None.
@@ -287,11 +287,13 @@ class IgnoreRules:
             rules = self._rules[folder] = _read_folder(folder, None)
         return rules
 
-    def _read(self, path: Path) -> None:
-        real = self._real[path] = _resolve(path)
-        for place in {path, real}:
-            for folder in place.parents:
-                self._rules[folder] = _read_folder(folder, self._rules.get(folder))
+    def _read(self, paths: Sequence[Path]) -> None:
+        folders: set[Path] = set()
+        for path in paths:
+            real = self._real[path] = _resolve(path)
+            folders.update(path.parents, real.parents)
+        for folder in folders:
+            self._rules[folder] = _read_folder(folder, self._rules.get(folder))
 
 
 def disabled_glob(path: PurePath, globs: Sequence[str], root: PurePath | None) -> str | None:

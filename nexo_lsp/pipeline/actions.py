@@ -166,6 +166,7 @@ class ActionService:
         held = self._bench.documents.get(uri)
         if span is None:
             raise StaleDocument("The code has changed meanwhile; ask for the action again.")
+        await self._bench.refresh(*self._bench.documents.all())
         snapshot = await self._bench.documents.parsed(uri)
         edits = self._bench.documents.edits_after(held)
         span = None if edits is None else shift_span(span, edits)

@@ -120,6 +120,9 @@ class CompletionService:
             return None
         if not explicit and await self._pause(superseded, settings.debounce_ms):
             return None
+        await bench.refresh(snapshot)
+        if superseded.done() or bench.permitted(snapshot):
+            return None
         text = await self._ask(before, after, superseded, settings.max_tokens)
         if not text:
             return None

@@ -21,7 +21,9 @@ class Explainer:
     async def __call__(self, task: Task, progress: Listener) -> Explanation:
         """An explanation of the code at the task's span."""
         bench, snapshot = self._bench, task.snapshot
-        around = bench.gatherer.surroundings(snapshot, task.span, bench.others(snapshot), _CONTEXT_TOKENS)
+        around = bench.gatherer.surroundings(
+            snapshot, task.span, await bench.others(snapshot), _CONTEXT_TOKENS
+        )
         request = Request(
             prompt=bench.prompts.action(
                 "explain", snapshot.language, dedented(snapshot, task.span), context=around.text()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from nexo_lsp.documents import Snapshot
@@ -28,6 +29,8 @@ class Finding:
     suggestion: str | None
     symbol: str
     """The function that was reviewed; empty for code outside of functions."""
+    whole_line: bool = False
+    """Whether the quote is all that its lines hold, apart from indentation."""
 
 
 def finding_id(quote: str, category: str, symbol: str) -> str:
@@ -41,12 +44,53 @@ def capped(severity: str, highest: Severity) -> Severity:
     return SEVERITIES[min(rank, SEVERITIES.index(highest))]
 
 
+class Overlaps:
+    """Spans that do not overlap each other, in their order, to be searched quickly."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self._spans = spans
+
+    def with_span(self, span: Span) -> bool:
+        """Whether `span` overlaps one of them."""
+        index = bisect_right(self._spans, span.start, key=lambda one: one.start)
+        return any(one.overlaps(span) for one in self._spans[max(0, index - 1) : index + 1])
+
+
+def located(finding: Finding, text: str, within: Span) -> Finding | None:
+    """The finding at its quote inside `within`: at lines that hold nothing else, if there are such."""
+    first: Span | None = None
+    at = text.find(finding.quote, within.start, within.end)
+    while at >= 0:
+        span = Span(at, at + len(finding.quote))
+        if _is_whole(text, span):
+            return replace(finding, span=span, whole_line=True)
+        first = first or span
+        at = text.find(finding.quote, at + 1, within.end)
+    return None if first is None else replace(finding, span=first)
+
+
 def moved(findings: Iterable[Finding], edits: Iterable[Edit], snapshot: Snapshot) -> tuple[Finding, ...]:
-    """The findings after `edits`: those below have moved, those whose quoted code was touched are gone."""
+    """The findings after `edits`: those below have moved, those whose quoted code was touched are gone.
+
+    What was written before or behind the quote on its line changed the code too.
+    """
     edits = tuple(edits)
+    text = snapshot.text
     out: list[Finding] = []
     for finding in findings:
         span = shift_span(finding.span, edits)
-        if span is not None and snapshot.text[span.start : span.end] == finding.quote:
-            out.append(replace(finding, span=span))
+        if span is None or text[span.start : span.end] != finding.quote:
+            continue
+        if finding.whole_line and not _is_whole(text, span):
+            continue
+        out.append(replace(finding, span=span))
     return tuple(out)
+
+
+def _is_whole(text: str, span: Span) -> bool:
+    start, end = span
+    while start > 0 and text[start - 1] in " \t\f":
+        start -= 1
+    while end < len(text) and text[end] in " \t\f":
+        end += 1
+    return (start == 0 or text[start - 1] in "\r\n") and (end == len(text) or text[end] in "\r\n")

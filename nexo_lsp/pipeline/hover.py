@@ -20,6 +20,8 @@ from nexo_lsp.text import Edit, Span, shift_span
 
 _CONTEXT_TOKENS = 200
 _MAX_TOKENS = 96
+# A huge file that was just opened is being parsed: the hover after this one finds it done.
+_PARSE_S = 2.0
 # More than this much code is not read for two sentences; its beginning says what it does.
 _MOST_CODE = 3000
 
@@ -28,8 +30,10 @@ _MOST_CODE = 3000
 class HoverAnswer:
     """What is known of a symbol."""
 
+    snapshot: Snapshot
+    """The document as it was when the symbol was looked up."""
     span: Span
-    """The word that the cursor is on."""
+    """The word that the cursor is on, in `snapshot`."""
     language_id: str
     signature: str
     doc: str | None
@@ -55,14 +59,19 @@ class HoverService:
     async def hover(self, uri: str, offset: int) -> HoverAnswer | None:
         """What is known of the symbol at `offset`; waits for the model at most `hover.waitMs`."""
         bench = self._bench
-        snapshot = await bench.documents.parsed(uri)
-        found = self._symbol(snapshot, offset)
-        if found is None:
+        asked = bench.documents.get(uri)
+        await bench.refresh(*bench.documents.all())
+        snapshot = await self._parsed(uri)
+        edits = bench.documents.edits_after(asked)
+        place = None if edits is None else shift_span(Span(offset, offset), edits)
+        found = None if snapshot is None or place is None else await self._symbol(snapshot, place.start)
+        if snapshot is None or found is None:
             return None
         word, home, symbol = found
 
         def answer(explanation: str | None, *, pending: bool = False, note: str | None = None) -> HoverAnswer:
             return HoverAnswer(
+                snapshot,
                 word,
                 home.language_id,
                 textwrap.dedent(symbol.signature),
@@ -82,8 +91,14 @@ class HoverService:
         if (reason := self._failed.pop(key, None)) is not None:
             # Said once; the hover after this one tries again.
             return answer(None, note=reason)
+        edits = bench.documents.edits_after(home)
+        place = None if edits is None else shift_span(symbol.span, edits)
+        if place is None:
+            return answer(None)
         job = self._jobs.start(key, lambda: self._explain(key, request))
-        self._places.setdefault(home.uri, {})[key] = symbol.span
+        places = self._places.setdefault(home.uri, {})
+        places[key] = place
+        job.add_done_callback(lambda _job: places.pop(key, None))
         done, _ = await asyncio.wait({job}, timeout=settings.hover.wait_ms / 1000)
         if not done or job.cancelled():
             return answer(None, pending=not done)
@@ -106,7 +121,7 @@ class HoverService:
 
     def closed(self, uri: str) -> None:
         """The document was closed: the work on its explanations ends."""
-        for key in self._places.pop(uri, {}):
+        for key in list(self._places.pop(uri, {})):
             self._jobs.cancel(key)
 
     def stop(self) -> None:
@@ -114,7 +129,14 @@ class HoverService:
         self._jobs.cancel_all()
         self._places.clear()
 
-    def _symbol(self, snapshot: Snapshot, offset: int) -> tuple[Span, Snapshot, Symbol] | None:
+    async def _parsed(self, uri: str) -> Snapshot | None:
+        """The document with its tree; None if that takes longer than anyone keeps the mouse still."""
+        try:
+            return await asyncio.wait_for(self._bench.documents.parsed(uri), _PARSE_S)
+        except TimeoutError:
+            return None
+
+    async def _symbol(self, snapshot: Snapshot, offset: int) -> tuple[Span, Snapshot, Symbol] | None:
         """The word at `offset`, and the definition that it names, with the document that holds it."""
         word = _word_at(snapshot.text, offset)
         if word is None or snapshot.tree is None or snapshot.tree.code_kind_at(offset) is not CodeKind.CODE:
@@ -124,9 +146,11 @@ class HoverService:
         for symbol in outline.symbols:
             if symbol.name_span == word:
                 return word, snapshot, symbol
-        others = (other for other in self._bench.documents.all() if other.uri != snapshot.uri)
-        same_language = [other for other in others if other.language == snapshot.language]
-        definitions = self._index.find(name, (snapshot, *same_language))
+        definitions = self._index.find(name, (snapshot,))
+        if not definitions:
+            others = await self._bench.others(snapshot)
+            same_language = [other for other in others if other.language == snapshot.language]
+            definitions = self._index.find(name, same_language)
         return (word, definitions[0].snapshot, definitions[0].symbol) if definitions else None
 
     def _request(self, home: Snapshot, symbol: Symbol) -> tuple[str, Request]:

@@ -10,14 +10,14 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from nexo_lsp.documents import Snapshot
 from nexo_lsp.errors import BadAnswer, DisabledError
 from nexo_lsp.generation import Priority, Request
 from nexo_lsp.memory.answers import answer_key
-from nexo_lsp.pipeline.findings import Finding, capped, finding_id, moved
+from nexo_lsp.pipeline.findings import Finding, Overlaps, capped, finding_id, located, moved
 from nexo_lsp.pipeline.step import SharedJobs, Workbench, infer, joined
 from nexo_lsp.pipeline.units import Unit, review_units
 from nexo_lsp.text import Edit, Span, shift_span
@@ -25,7 +25,8 @@ from nexo_lsp.text import Edit, Span, shift_span
 _log = logging.getLogger("nexo_lsp.review")
 
 _CONTEXT_TOKENS = 300
-_ANSWER_TOKENS = 400
+# What one finding takes at the most, with some reserve for the brackets around all.
+_FINDING_TOKENS, _BRACKET_TOKENS = 120, 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,8 @@ class _Run:
     listeners: list[Callable[[ReviewProgress], None]] = field(
         default_factory=list[Callable[[ReviewProgress], None]]
     )
-    unit: tuple[str, Span] | None = None
-    """The key and the place of the function that is at work now."""
+    held: dict[str, Span] = field(default_factory=dict[str, Span])
+    """The keys and places of functions at work: this run's, and what a run before it had begun."""
 
     def tell(self, progress: ReviewProgress) -> None:
         for listener in self.listeners:
@@ -84,6 +85,7 @@ class ReviewService:
         self._jobs: SharedJobs[tuple[_Remark, ...]] = SharedJobs()
         self._runs: dict[str, _Run] = {}
         self._shown: dict[str, tuple[Finding, ...]] = {}
+        self._dismissed: set[str] = set()
         self.on_findings: Callable[[Snapshot, tuple[Finding, ...]], None] = lambda _snapshot, _findings: None
         """Called on the loop whenever the findings of a document change or move."""
 
@@ -102,15 +104,15 @@ class ReviewService:
 
         Being cancelled leaves the review running. Raises `NexoError` and its kinds.
         """
-        snapshot = await self._bench.documents.parsed(uri)
-        self._bench.require(snapshot)
-        if not self._bench.settings().review.enabled:
-            raise DisabledError("Review is switched off (nexo.review.enabled).")
+        bench = self._bench
+        await bench.refresh(*bench.documents.all())
+        snapshot = await bench.documents.parsed(uri)
+        self._require(snapshot)
         run = self._runs.get(uri)
         if run is None or run.version != snapshot.version or run.task is None or run.task.done():
             if run is not None and run.task is not None:
                 run.task.cancel()
-            run = _Run(snapshot.version, priority)
+            run = _Run(snapshot.version, priority, held=dict(run.held) if run is not None else {})
             self._runs[uri] = run
             run.task = asyncio.get_running_loop().create_task(self._work(snapshot, run), name="nexo:review")
             # A failure is every asker's; if all of them have left, it has been logged by the job.
@@ -133,12 +135,9 @@ class ReviewService:
         """The document was edited: findings move or vanish, and work on changed code ends."""
         uri = snapshot.uri
         run = self._runs.get(uri)
-        if run is not None and run.unit is not None:
-            key, span = run.unit
-            shifted = shift_span(span, edits)
-            run.unit = (key, shifted) if shifted is not None else None
-            if shifted is None:
-                self._jobs.cancel(key)
+        if run is not None:
+            for key, span in list(run.held.items()):
+                self._hold(run, key, shift_span(span, edits))
         shown = self._shown.get(uri)
         if shown:
             self._show(snapshot, moved(shown, edits, snapshot))
@@ -155,8 +154,8 @@ class ReviewService:
             run = self._runs.pop(key, None)
             if run is None:
                 continue
-            if run.unit is not None:
-                self._jobs.cancel(run.unit[0])
+            for held in run.held:
+                self._jobs.cancel(held)
             if run.task is not None:
                 run.task.cancel()
 
@@ -170,54 +169,87 @@ class ReviewService:
 
     async def dismiss(self, uri: str, finding: str) -> None:
         """Never show this finding again, wherever the same code stands."""
+        # A review that is under way must not bring it back.
+        self._dismissed.add(finding)
         snapshot = self._bench.documents.find(uri)
         shown = self._shown.get(uri, ())
         if snapshot is not None:
             self._show(snapshot, tuple(item for item in shown if item.id != finding))
         await self._bench.answers.dismiss(finding)
 
+    def _require(self, snapshot: Snapshot) -> None:
+        self._bench.require(snapshot)
+        if not self._bench.settings().review.enabled:
+            raise DisabledError("Review is switched off (nexo.review.enabled).")
+
+    def _hold(self, run: _Run, key: str, place: Span | None) -> None:
+        """Note where the code behind `key` stands now; work on code that was touched (None) ends."""
+        if place is not None:
+            run.held[key] = place
+        elif run.held.pop(key, None) is not None:
+            self._jobs.cancel(key)
+
     async def _work(self, snapshot: Snapshot, run: _Run) -> ReviewReport:
-        units = review_units(snapshot)
-        dismissed = await self._bench.answers.dismissed()
+        bench = self._bench
+        units = (
+            await bench.offload(lambda: review_units(snapshot))
+            if snapshot.is_large
+            else review_units(snapshot)
+        )
+        self._dismissed |= await bench.answers.dismissed()
+        others = await bench.others(snapshot)
+        self._drop_strays(snapshot, units)
+        self._drop_held(snapshot, run, units, others)
         found: dict[int, tuple[Finding, ...]] = {}
         complete = True
         for index, unit in enumerate(units):
-            run.tell(ReviewProgress(index, len(units), unit.symbol))
+            # Known answers would otherwise follow each other without a turn for anybody else.
+            await asyncio.sleep(0)
             place = self._place_now(snapshot, unit.span)
             if place is None:
                 complete = False
                 continue
-            request_key, request = self._request(snapshot, unit, run.priority)
-            run.unit = (request_key, place)
-
-            def on_piece(_text: str, tokens: int, index: int = index, unit: Unit = unit) -> None:
-                run.tell(ReviewProgress(index, len(units), unit.symbol, tokens))
-
-            try:
-                remarks = await self._remarks(request_key, request, on_piece)
-            except asyncio.CancelledError:
-                if _cancelled_myself():
-                    raise
-                complete = False
-                continue
-            finally:
-                run.unit = None
-            found[index] = self._located(unit, remarks, dismissed)
-            self._merge(snapshot, units, found)
+            tell = _teller(run, index, len(units), unit)
+            tell("", 0)
+            key, request = self._request(snapshot, unit, others, run.priority)
+            remarks = await self._known(key)
+            if remarks is None:
+                self._merge(snapshot, units, found)
+                remarks = await self._ask(snapshot, run, unit, key, request, tell)
+                others = await bench.others(snapshot)
+            complete = complete and remarks is not None
+            if remarks is not None:
+                found[index] = self._findings(unit, remarks)
+        self._merge(snapshot, units, found)
         run.tell(ReviewProgress(len(units), len(units), ""))
-        current = self._bench.documents.find(snapshot.uri)
-        complete = complete and current is not None and current.version == snapshot.version
-        if not units:
-            self._merge(snapshot, units, found)
+        complete = complete and bench.documents.find(snapshot.uri) is snapshot
         return ReviewReport(snapshot.version, self.findings(snapshot.uri), complete)
 
-    def _request(self, snapshot: Snapshot, unit: Unit, priority: Priority) -> tuple[str, Request]:
+    def _drop_strays(self, snapshot: Snapshot, units: Sequence[Unit]) -> None:
+        """Take away what stands in no function any more."""
+        if self._bench.documents.find(snapshot.uri) is snapshot:
+            places = Overlaps([unit.span for unit in units])
+            kept = [finding for finding in self.findings(snapshot.uri) if places.with_span(finding.span)]
+            self._show(snapshot, tuple(kept))
+
+    def _drop_held(
+        self, snapshot: Snapshot, run: _Run, units: Sequence[Unit], others: Sequence[Snapshot]
+    ) -> None:
+        """End what a run before this one had begun, unless this one would ask the very same."""
+        for key, place in list(run.held.items()):
+            unit = next((unit for unit in units if self._place_now(snapshot, unit.span) == place), None)
+            if unit is None or self._request(snapshot, unit, others, run.priority)[0] != key:
+                self._hold(run, key, None)
+
+    def _request(
+        self, snapshot: Snapshot, unit: Unit, others: Sequence[Snapshot], priority: Priority
+    ) -> tuple[str, Request]:
         bench, settings = self._bench, self._bench.settings().review
-        around = bench.gatherer.surroundings(snapshot, unit.span, bench.others(snapshot), _CONTEXT_TOKENS)
+        around = bench.gatherer.surroundings(snapshot, unit.span, others, _CONTEXT_TOKENS)
         prompt = bench.prompts.review(snapshot.language, unit.code, around.related)
         request = Request(
             prompt=prompt,
-            max_tokens=_ANSWER_TOKENS,
+            max_tokens=_BRACKET_TOKENS + _FINDING_TOKENS * settings.max_findings,
             session="review",
             json_schema=bench.prompts.review_schema(unit.code, settings.max_findings),
             logit_bias=bench.prompts.review_bias(unit.code),
@@ -229,17 +261,37 @@ class ReviewService:
         )  # fmt: skip
         return key, request
 
-    async def _remarks(
-        self, key: str, request: Request, on_piece: Callable[[str, int], None]
-    ) -> tuple[_Remark, ...]:
+    async def _known(self, key: str) -> tuple[_Remark, ...] | None:
+        """The answer that was given before."""
         cached = await self._bench.answers.get(key)
-        if cached is not None:
-            return _parse(cached)
+        try:
+            return None if cached is None else _parse(cached)
+        except BadAnswer as error:
+            _log.warning("a stored answer is asked for again: %s", error)
+            return None
+
+    async def _ask(
+        self,
+        snapshot: Snapshot,
+        run: _Run,
+        unit: Unit,
+        key: str,
+        request: Request,
+        tell: Callable[[str, int], None],
+    ) -> tuple[_Remark, ...] | None:
+        """The engine's answer; None if the code was touched before it came."""
+        bench = self._bench
+        await bench.refresh(snapshot)
+        self._require(snapshot)
+        place = self._place_now(snapshot, unit.span)
+        if place is None:
+            return None
+        run.held[key] = place
 
         async def ask() -> tuple[_Remark, ...]:
-            answer = await infer(self._bench.engine(), request, on_piece)
+            answer = await infer(bench.engine(), request, tell)
             remarks = _parse(answer.text)
-            await self._bench.answers.put(key, "review", answer.text)
+            await bench.answers.put(key, "review", answer.text)
             return remarks
 
         try:
@@ -247,16 +299,20 @@ class ReviewService:
         except BadAnswer as error:
             _log.warning("%s", error)
             return ()
+        except asyncio.CancelledError:
+            if _cancelled_myself():
+                raise
+            return None
+        finally:
+            run.held.pop(key, None)
 
-    def _located(
-        self, unit: Unit, remarks: Sequence[_Remark], dismissed: frozenset[str]
-    ) -> tuple[Finding, ...]:
-        """The remarks whose quote is in the code, each at its quote, relative to the unit's version."""
+    def _findings(self, unit: Unit, remarks: Sequence[_Remark]) -> tuple[Finding, ...]:
+        """The remarks whose quote is in the unit's code; where exactly is found out when they are shown."""
         highest = self._bench.settings().review.max_severity
         findings: dict[str, Finding] = {}
         for remark in remarks:
             identity = finding_id(remark.quote, remark.category, unit.symbol)
-            if not remark.quote.strip() or remark.quote not in unit.code or identity in dismissed:
+            if not remark.quote.strip() or remark.quote not in unit.code:
                 continue
             findings.setdefault(
                 identity,
@@ -276,28 +332,22 @@ class ReviewService:
     def _merge(
         self, snapshot: Snapshot, units: Sequence[Unit], found: dict[int, tuple[Finding, ...]]
     ) -> None:
-        """Show what was found so far; functions whose turn comes later keep what they had."""
+        """Show what was found so far; functions without an answer keep what they had."""
         current = self._bench.documents.find(snapshot.uri)
-        if current is None:
+        edits = self._bench.documents.edits_after(snapshot)
+        if current is None or edits is None:
             return
         shown: list[Finding] = []
         answered: list[Span] = []
-        waiting: list[Span] = []
-        for index, unit in enumerate(units):
-            place = self._place_now(snapshot, unit.span)
+        for index, findings in found.items():
+            place = shift_span(units[index].span, edits)
             if place is None:
                 continue
-            if index not in found:
-                waiting.append(place)
-                continue
             answered.append(place)
-            for finding in found[index]:
-                at = current.text.find(finding.quote, place.start, place.end)
-                if at >= 0:
-                    shown.append(replace(finding, span=Span(at, at + len(finding.quote))))
-        for old in self._shown.get(snapshot.uri, ()):
-            if any(span.overlaps(old.span) for span in waiting):
-                shown.append(old)
+            placed = (located(finding, current.text, place) for finding in findings)
+            shown += [finding for finding in placed if finding and finding.id not in self._dismissed]
+        places = Overlaps(answered)
+        shown += [old for old in self.findings(snapshot.uri) if not places.with_span(old.span)]
         self._show(current, tuple(sorted(shown, key=lambda finding: finding.span)))
 
     def _show(self, snapshot: Snapshot, findings: tuple[Finding, ...]) -> None:
@@ -309,6 +359,13 @@ class ReviewService:
         """Where `span` of `snapshot` stands in the document now; None if it was touched or is closed."""
         edits = self._bench.documents.edits_after(snapshot)
         return None if edits is None else shift_span(span, edits)
+
+
+def _teller(run: _Run, index: int, total: int, unit: Unit) -> Callable[[str, int], None]:
+    def tell(_text: str, tokens: int) -> None:
+        run.tell(ReviewProgress(index, total, unit.symbol, tokens))
+
+    return tell
 
 
 def _cancelled_myself() -> bool:

@@ -76,7 +76,7 @@ class Rewriter:
     ) -> Proposal:
         snapshot, kind = task.snapshot, task.offer.kind
         place = self._place(task, symbol)
-        prompt = self._prompt(task, place)
+        prompt = await self._prompt(task, place)
         room = len(place.code) // 2 + 200
         request = Request(
             prompt=prompt,
@@ -113,10 +113,10 @@ class Rewriter:
             head = ""
         return _Place(symbol, indent, dedented_part(text_at(snapshot, symbol.span), indent), head)
 
-    def _prompt(self, task: Task, place: _Place) -> ChatPrompt:
+    async def _prompt(self, task: Task, place: _Place) -> ChatPrompt:
         bench, snapshot = self._bench, task.snapshot
         context = bench.gatherer.surroundings(
-            snapshot, place.symbol.span, bench.others(snapshot), _CONTEXT_TOKENS
+            snapshot, place.symbol.span, await bench.others(snapshot), _CONTEXT_TOKENS
         )
         finding = task.finding
         words = {} if finding is None else {

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from nexo_lsp.context.gather import Gatherer
+from nexo_lsp.context.gather import Gatherer, outline_of
 from nexo_lsp.context.prompts import Prompts
 from nexo_lsp.documents import DocumentStore, Snapshot
 from nexo_lsp.engines.engine import Engine
-from nexo_lsp.errors import DisabledError
+from nexo_lsp.errors import DisabledError, DocumentNotOpen
 from nexo_lsp.generation import FinishReason, Piece, Request, Usage
 from nexo_lsp.memory.answers import Answers
 from nexo_lsp.offload import Offload
@@ -38,6 +38,10 @@ class Workbench:
     """What identifies the model and engine in the keys of cached answers."""
     permitted: Callable[[Snapshot], str | None]
     """None if the document may be shown to the model, else the reason against it."""
+    context_of: Callable[[Snapshot], bool]
+    """Whether the document may be shown beside others, which is less than being shown for itself."""
+    refresh: Callable[..., Awaitable[None]]
+    """Called with snapshots before `permitted` is asked for a request: notices what changed on disk."""
 
     def require(self, snapshot: Snapshot) -> None:
         """Raise `DisabledError` unless the document may be shown to the model."""
@@ -45,11 +49,24 @@ class Workbench:
         if reason is not None:
             raise DisabledError(reason)
 
-    def others(self, snapshot: Snapshot) -> tuple[Snapshot, ...]:
-        """The other open documents that may be shown as context."""
-        return tuple(
-            other for other in self.documents.all() if other.uri != snapshot.uri and not self.permitted(other)
-        )
+    async def others(self, snapshot: Snapshot) -> tuple[Snapshot, ...]:
+        """The other open documents that may be shown as context, with their outlines ready."""
+        found: list[Snapshot] = []
+        for other in self.documents.all():
+            if other.uri == snapshot.uri or other.language is None or not self.context_of(other):
+                continue
+            if other.is_parsed:
+                found.append(other)
+                continue
+            try:
+                parsed = await self.documents.parsed(other.uri)
+            except DocumentNotOpen:
+                continue
+            outline_of(parsed)
+            found.append(parsed)
+            # Each takes some milliseconds; a keystroke gets its turn in between.
+            await asyncio.sleep(0)
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

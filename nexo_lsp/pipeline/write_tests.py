@@ -49,7 +49,9 @@ class TestWriter:
             raise UsageError("Save the file first: tests are written beside it or into the tests folder.")
         language = snapshot.language.id if snapshot.language is not None else ""
         place = await bench.offload(lambda: _place(path, language, symbol.name))
-        around = bench.gatherer.surroundings(snapshot, symbol.span, bench.others(snapshot), _CONTEXT_TOKENS)
+        around = bench.gatherer.surroundings(
+            snapshot, symbol.span, await bench.others(snapshot), _CONTEXT_TOKENS
+        )
         request = Request(
             prompt=bench.prompts.action(
                 "tests",

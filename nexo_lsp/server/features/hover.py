@@ -32,7 +32,7 @@ async def hover(server: NexoServer, params: types.HoverParams) -> types.Hover | 
         return None
     if answer is None:
         return None
-    edits = app.documents.edits_after(snapshot)
+    edits = app.documents.edits_after(answer.snapshot)
     place = None if edits is None else shift_span(answer.span, edits)
     markdown = server.client.hover_markdown
     return types.Hover(

@@ -10,6 +10,7 @@ from nexo_lsp.documents import Snapshot
 from nexo_lsp.errors import DisabledError, EngineCrashed
 from nexo_lsp.pipeline.findings import Finding
 from nexo_lsp.settings import Layer
+from nexo_lsp.text import Change, Range
 from tests.unit.pipeline.conftest import MakeDesk
 
 SOURCE = """def mean(values):
@@ -276,3 +277,91 @@ async def test_stubs_are_not_reviewed(make_desk: MakeDesk) -> None:
     report = await desk.app.reviews.review(desk.open("def later():\n    pass\n").uri)
     assert report.complete
     assert desk.events() == []
+
+
+async def test_a_finding_dismissed_while_the_review_goes_on_stays_away(
+    make_desk: MakeDesk, finding: Make
+) -> None:
+    mean, head = rules(finding)
+    desk = await make_desk(mean, {**head, "delay_ms": 20})
+    snapshot = desk.open(SOURCE)
+    task = asyncio.create_task(desk.app.reviews.review(snapshot.uri))
+    await desk.asked(2)
+    (first,) = desk.app.reviews.findings(snapshot.uri)
+    await desk.app.reviews.dismiss(snapshot.uri, first.id)
+    assert [item.symbol for item in (await task).findings] == ["head"]
+
+
+async def test_a_quote_is_found_at_the_line_that_it_is(make_desk: MakeDesk, finding: Make) -> None:
+    desk = await make_desk({"json": {"findings": [finding("i = 1")]}})
+    snapshot = desk.open("def f():\n    pi = 1.5\n    i = 1\n    return pi + i\n")
+    report = await desk.app.reviews.review(snapshot.uri)
+    assert places(snapshot, report.findings) == [("i = 1", 2)]
+
+
+@pytest.mark.parametrize(("old", "new"), [("f = open", "# f = open"), ("open(path)", "open(path)  # fine")])
+async def test_a_finding_goes_when_its_line_is_added_to(
+    make_desk: MakeDesk, finding: Make, old: str, new: str
+) -> None:
+    desk = await make_desk(*rules(finding))
+    snapshot = desk.open(SOURCE)
+    await desk.app.reviews.review(snapshot.uri)
+    at = snapshot.text.index(old) + (len(old) if new.startswith(old) else 0)
+    for offset, char in enumerate(new.replace(old, "")):
+        place = desk.app.documents.get(snapshot.uri).position(at + offset)
+        now, edits = desk.app.documents.change(snapshot.uri, 2 + offset, [Change(Range(place, place), char)])
+        desk.app.changed(now, edits)
+    assert [item.symbol for item in desk.app.reviews.findings(snapshot.uri)] == ["mean"]
+
+
+async def test_a_finding_stays_when_lines_are_added_beside_it(make_desk: MakeDesk, finding: Make) -> None:
+    desk = await make_desk(*rules(finding))
+    snapshot = desk.open(SOURCE)
+    await desk.app.reviews.review(snapshot.uri)
+    desk.insert(snapshot.uri, 5, "    print(1)\n")
+    now = desk.insert(snapshot.uri, 7, "    print(2)\n")
+    assert places(now, desk.app.reviews.findings(now.uri)) == [
+        ("return sum(values) / len(values)", 1),
+        ("f = open(path)", 6),
+    ]
+
+
+async def test_stopping_ends_what_an_overtaken_review_had_begun(make_desk: MakeDesk) -> None:
+    desk = await make_desk({"hang": True})
+    snapshot = desk.open("def area(n):\n    return scale(n)\n\n\ndef scale(n):\n    return n * 2\n")
+    first = asyncio.create_task(desk.app.reviews.review(snapshot.uri))
+    await desk.asked()
+    # What `area` is shown with changes, so that its review is another question than the one at work.
+    desk.edit(snapshot.uri, "def scale(n):", "def scale(n, by=2):")
+    second = asyncio.create_task(desk.app.reviews.review(snapshot.uri))
+    await desk.asked(2)
+    desk.app.stop()
+    assert not (await first).complete
+    assert not (await second).complete
+    assert len(desk.events("cancel")) == 2
+
+
+async def test_known_answers_leave_the_loop_its_turns(make_desk: MakeDesk) -> None:
+    desk = await make_desk({"json": {"findings": []}})
+    snapshot = desk.open("".join(f"def f{n}(a):\n    return a + {n}\n\n\n" for n in range(40)))
+    await desk.app.reviews.review(snapshot.uri)
+    turns = 0
+    task = asyncio.create_task(desk.app.reviews.review(snapshot.uri))
+    while not task.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert (await task).complete
+    assert turns >= 40
+    assert len(desk.events()) == 40
+
+
+async def test_known_findings_are_shown_in_one_go(make_desk: MakeDesk, finding: Make) -> None:
+    desk = await make_desk(*rules(finding))
+    uri = desk.open(SOURCE).uri
+    await desk.app.reviews.review(uri)
+    desk.app.documents.close(uri)
+    desk.app.closed(desk.app.documents.open(uri, "python", 1, SOURCE))
+    shown: list[int] = []
+    desk.app.reviews.on_findings = lambda _snapshot, findings: shown.append(len(findings))
+    await desk.app.reviews.review(uri)
+    assert shown == [2]
