@@ -61,6 +61,8 @@ class Meter:
         self._source = source
         self._enter("download")
         self.downloaded(done)
+        # The first bytes are told at once: they show that the source works, also if it then stalls.
+        self._told_at = float("-inf")
 
     def downloaded(self, done: int, note: str = "") -> None:
         """So many bytes are there; a note, if any, is told at once."""

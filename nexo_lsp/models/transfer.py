@@ -139,6 +139,7 @@ def download(
     """
     barren = 0
     for _ in range(_MAX_ATTEMPTS):
+        check(cancel)
         have = size_of(target)
         if have >= size:
             return
@@ -221,7 +222,7 @@ class _Pump(threading.Thread):
                 client.stream("GET", self._url, headers=dict(self._headers)) as response,
             ):
                 self._deliver(response)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
             self._put(_End(error))
         else:
             self._put(_End(None))
@@ -317,6 +318,9 @@ def _without_first(chunks: Iterator[bytes], skip: int) -> Iterator[bytes]:
 def _why(error: Exception | None, host: str, limits: HttpLimits) -> str:
     if isinstance(error, httpx.ConnectTimeout):
         return f"{host} cannot be reached within {limits.connect_s:g} s"
+    if isinstance(error, ImportError):
+        # httpx knows SOCKS proxies, which the environment may name, only with a package of its own.
+        return 'a SOCKS proxy is set, which needs one more package; run: pip install "httpx[socks]"'
     if isinstance(error, httpx.ProxyError):
         return f"the proxy does not let us through to {host} ({error})"
     if isinstance(error, httpx.ConnectError):

@@ -63,6 +63,7 @@ def test_a_meter_tells_news_and_the_end_whenever_they_come() -> None:
     meter = Meter(seen.append, 100)
     meter.begin("first", 10)
     meter.downloaded(11)
+    assert seen[-1].done_bytes == 11, "that a source delivers is told at once, also if it stalls then"
     meter.downloaded(12, "trouble")
     meter.downloaded(12, "trouble")
     meter.downloaded(100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +167,32 @@ def test_nonsense_addresses_are_a_reason_too(make_entry: MakeEntry, target: Path
     entry = make_entry(urls=("ftp://example.org/m.gguf", "http://example.org:port/m.gguf"))
     assert _failure(UrlSource("plain URL"), entry, target).count("not a web address") == 2
     assert "no address" in _failure(UrlSource("plain URL"), make_entry(), target)
+
+
+def test_a_socks_proxy_without_its_package_is_named_at_once(
+    entry: CatalogEntry, target: Path, web: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    patient = HttpLimits(answer_s=60)
+    assert "httpx[socks]" in _failure(UrlSource("any", web.url, limits=patient), entry, target)
+
+
+def test_a_download_that_was_stopped_asks_for_nothing_more(
+    environ: dict[str, str], entry: CatalogEntry, target: Path, hub: WebServer, hub_path: str, payload: bytes
+) -> None:
+    hub.files[hub_path] = payload
+    hub.drops = [CHUNK]
+    cancel = threading.Event()
+
+    def progress(_done: int, note: str) -> None:
+        if note:
+            cancel.set()
+
+    with pytest.raises(ModelDownloadCancelled):
+        HuggingFaceSource(environ).fetch(entry, target, progress, cancel)
+    assert len(hub.requests) == 1
 
 
 def test_plain_addresses_are_tried_one_after_the_other(
