@@ -22,11 +22,23 @@ class Folders:
     logs: Path
 
 
+def expanded(text: str) -> Path:
+    """The path that a person wrote, `~` and `~name` resolved.
+
+    Where such a home is not known the text stays as it is, so that whoever looks for it can name it.
+    """
+    path = Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
 def folders(environ: Mapping[str, str]) -> Folders:
     """The folders for an environment: under `NEXO_HOME` if it is set, else where the platform wants them."""
     home = environ.get("NEXO_HOME", "").strip()
     if home:
-        root = Path(home).expanduser()
+        root = expanded(home)
         return Folders(models=root / "models", state=root / "state", logs=root / "logs")
     dirs = platformdirs.PlatformDirs(_APP, appauthor=False)
     return Folders(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from nexo_lsp import __version__
+from nexo_lsp.folders import expanded
 from nexo_lsp.models.catalog import CatalogEntry, MirrorPart, size_text
 from nexo_lsp.models.transfer import (
     HttpLimits,
@@ -75,7 +76,7 @@ def default_sources(environ: Mapping[str, str], disk_free: DiskFree = free_disk)
     sources: list[Source] = []
     folder = environ.get("NEXO_MODEL_DIR", "").strip()
     if folder:
-        sources.append(FolderSource(Path(folder).expanduser()))
+        sources.append(FolderSource(expanded(folder)))
     base = environ.get("NEXO_MODEL_URL", "").strip()
     if base:
         sources.append(UrlSource("NEXO_MODEL_URL", base=base, limits=_PATIENT))

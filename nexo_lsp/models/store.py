@@ -28,6 +28,7 @@ from nexo_lsp.errors import (
     ModelMissing,
     ModelUnknown,
 )
+from nexo_lsp.folders import expanded
 from nexo_lsp.models.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry, size_text
 from nexo_lsp.models.progress import Meter, ProgressReport, PullProgress, ignore_progress
 from nexo_lsp.models.record import read_record, record_file, write_record
@@ -105,7 +106,7 @@ class ModelStore:
         this machine does not, `ModelCorrupt` when it has the wrong size or the last check found it wrong.
         """
         if _looks_like_path(name_or_path):
-            for path in (Path(name_or_path).expanduser(), self.folder / name_or_path):
+            for path in (expanded(name_or_path), self.folder / name_or_path):
                 if path.is_file():
                     return path
             if self.entry_for(name_or_path) is None or Path(name_or_path).name != name_or_path:

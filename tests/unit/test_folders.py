@@ -22,6 +22,10 @@ def test_the_home_folder_is_known_by_its_sign(monkeypatch: pytest.MonkeyPatch, t
     assert folders({"NEXO_HOME": "~/nexo"}).models == tmp_path / "nexo" / "models"
 
 
+def test_a_home_that_nobody_has_stays_in_the_path() -> None:
+    assert folders({"NEXO_HOME": "~nobody-of-this-name/x"}).models.parts[0] == "~nobody-of-this-name"
+
+
 @pytest.mark.parametrize("environ", [{}, {"NEXO_HOME": ""}, {"NEXO_HOME": "  "}])
 def test_without_it_the_platform_decides(environ: dict[str, str]) -> None:
     found = folders(environ)

@@ -96,6 +96,8 @@ def test_paths_and_files_of_the_folder_are_located(store: ModelStore, tmp_path: 
     assert store.locate("variant.gguf") == variant
     with pytest.raises(ModelUnknown, match="no model file at"):
         store.locate(str(tmp_path / "none.gguf"))
+    with pytest.raises(ModelUnknown, match="no model file at ~nobody-of-this-name"):
+        store.locate("~nobody-of-this-name/none.gguf")
     with pytest.raises(ModelMissing):
         store.locate("tiny-coder.gguf")
 
