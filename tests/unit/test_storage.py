@@ -201,3 +201,24 @@ def test_a_healthy_file_is_never_set_aside(tmp_path: Path) -> None:
     assert database.query("SELECT finding FROM dismissed") == [("f1",)]
     assert list(tmp_path.glob("*.broken-*")) == []
     database.close()
+
+
+def test_a_commit_that_fails_leaves_no_transaction_behind(tmp_path: Path) -> None:
+    # Where there is no write-ahead log (some network drives), a reader can keep a writer from committing.
+    path = tmp_path / "db"
+    database = Database(path)
+    database.query("SELECT 1")
+    with database.transaction() as work, closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        work.execute(INSERT, ("kept", 1.0))
+        assert reader.execute("SELECT count(*) FROM dismissed").fetchone() == (0,)
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        database.query("PRAGMA journal_mode = DELETE")
+        database.query("PRAGMA busy_timeout = 0")
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM dismissed").fetchall()
+        with pytest.raises(StorageError, match="locked"), database.transaction() as work:
+            work.execute(INSERT, ("refused", 1.0))
+    with database.transaction() as work:
+        work.execute(INSERT, ("later", 1.0))
+    assert database.query("SELECT finding FROM dismissed ORDER BY finding") == [("kept",), ("later",)]
+    database.close()
