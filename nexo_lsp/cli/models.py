@@ -1,6 +1,7 @@
 """`nexo-lsp models`: fetch, list, check and remove model files.
 
-Exit codes: 0 done, 1 failed, 2 no such model, 130 stopped by Ctrl-C (what came so far is kept).
+Exit codes: 0 done, 1 `verify` found a damaged file, 2 no such model, 3 the model could not be had,
+130 stopped by Ctrl-C (what came so far is kept).
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -20,15 +23,14 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from nexo_lsp.errors import ModelDownloadCancelled, ModelError, ModelUnknown
+from nexo_lsp.cli.exit_codes import ExitCode, exit_code
+from nexo_lsp.errors import ModelError
 from nexo_lsp.folders import folders
 from nexo_lsp.models.catalog import DEFAULT_MODEL, size_text
 from nexo_lsp.models.progress import ProgressReport, PullProgress
 from nexo_lsp.models.store import InstalledModel, ModelStore, Verdict
 
 T = TypeVar("T")
-
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(help="Fetch, list, check and remove model files.", no_args_is_help=True)
 
@@ -137,7 +139,7 @@ def verify(
             if not verdicts:
                 _say("There is no model on this machine; `nexo-lsp models pull` fetches the default one.")
         if not all(verdict.ok for verdict in verdicts):
-            raise typer.Exit(FAILED)
+            raise typer.Exit(ExitCode.FOUND)
 
 
 def _label(store: ModelStore, name: str) -> str:
@@ -152,15 +154,31 @@ def _verify(store: ModelStore, name: str, report: ProgressReport) -> Verdict:
 def _interruptible(work: Callable[[threading.Event], T]) -> T:
     """Run `work` in a thread, so that Ctrl-C reaches us at once and `work` ends in its own good order."""
     cancel = threading.Event()
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with _ctrl_c_sets(cancel), concurrent.futures.ThreadPoolExecutor(1) as pool:
         future = pool.submit(work, cancel)
-        try:
-            # On Windows only a wait that ends by itself lets Ctrl-C through.
-            while not future.done():
-                concurrent.futures.wait([future], timeout=0.1)
-        except KeyboardInterrupt:
-            cancel.set()
+        # On Windows only a wait that ends by itself lets Ctrl-C through.
+        while not future.done():
+            concurrent.futures.wait([future], timeout=0.1)
         return future.result()
+
+
+@contextlib.contextmanager
+def _ctrl_c_sets(cancel: threading.Event) -> Generator[None, None, None]:
+    """Let Ctrl-C set `cancel`. An exception could come anywhere, also where a thread is just being started.
+
+    A second Ctrl-C is the ordinary one, for the case that nobody heeds the first.
+    """
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        if cancel.is_set():
+            raise KeyboardInterrupt
+        cancel.set()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 @contextlib.contextmanager
@@ -220,9 +238,7 @@ def _exit_codes(as_json: bool) -> Generator[None, None, None]:
             _print_json({"error": error.code, "message": str(error)})
         else:
             Console(stderr=True).print(str(error), highlight=False, markup=False, soft_wrap=True, style="red")
-        if isinstance(error, ModelDownloadCancelled):
-            raise typer.Exit(INTERRUPTED) from error
-        raise typer.Exit(USAGE if isinstance(error, ModelUnknown) else FAILED) from error
+        raise typer.Exit(exit_code(error)) from error
 
 
 def _row(store: ModelStore, model: InstalledModel) -> dict[str, Any]:

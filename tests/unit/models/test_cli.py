@@ -92,7 +92,7 @@ def test_json_for_machines(open_store: Open, payload: bytes) -> None:
     assert verdict["ok"] is True
     assert json.loads(run.invoke(cli.app, ["remove", "tiny-coder", "--json"]).stdout)["freed"] == len(payload)
     missing = run.invoke(cli.app, ["verify", "tiny-coder", "--json"])
-    assert missing.exit_code == 1
+    assert missing.exit_code == 3
     assert json.loads(missing.stdout)["error"] == "model-missing"
 
 
@@ -110,7 +110,7 @@ def test_a_damaged_file_makes_verify_fail_and_names_the_cure(open_store: Open, p
 def test_failures_and_unknown_names_have_their_exit_codes(open_store: Open) -> None:
     open_store(Fails())
     failed = CliRunner().invoke(cli.app, ["pull", "tiny-coder"])
-    assert failed.exit_code == 1
+    assert failed.exit_code == 3
     assert "fails: the [cable] is out" in failed.stderr
     unknown = CliRunner().invoke(cli.app, ["pull", "tiny-cod"])
     assert unknown.exit_code == 2
@@ -131,6 +131,22 @@ def test_ctrl_c_ends_a_pull_and_keeps_what_came(open_store: Open) -> None:
     assert result.exit_code == 130
     assert "what came so far is kept" in result.stderr
     assert (store.folder / "tiny-coder.gguf.partial").read_bytes() == b"some"
+
+
+def test_ctrl_c_before_the_work_has_begun_ends_it_too(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that pulls is being started when the interrupt comes."""
+    store = open_store(Delivers(b""))
+    started = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        _thread.interrupt_main()
+        started(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(ModelDownloadCancelled):
+        cli.pull_with_progress_bar(store, "tiny-coder", Console(file=io.StringIO()))
 
 
 def test_the_bar_shows_size_and_source_on_a_terminal(open_store: Open, payload: bytes) -> None:
