@@ -1,0 +1,90 @@
+"""The composition root: what holds for the whole, whatever the features do."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nexo_lsp.app import create_app
+from nexo_lsp.errors import ModelDownloadCancelled
+from nexo_lsp.models.progress import PullProgress
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_CLOSE = """
+import asyncio, os, pathlib
+from nexo_lsp.app import create_app
+from nexo_lsp.offload import inline
+
+async def main():
+    for turns in range(8):
+        app = create_app(os.environ, None, inline)
+        app.opened(app.documents.open(pathlib.Path("x.py").absolute().as_uri(), "python", 1, "x = 1"))
+        # After one of these the background work of opening is done, and its callbacks have not run yet.
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await app.close()
+
+asyncio.run(main())
+"""
+
+
+class Downloading:
+    """A host whose download runs until it is told to end."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.ended_in_good_order = False
+
+    async def confirm_download(self, model: str, size_bytes: int) -> bool:
+        return True
+
+    async def download(
+        self,
+        model: str,
+        size_bytes: int,
+        fetch: Callable[[Callable[[PullProgress], None], threading.Event], Path],
+    ) -> Path:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            self.ended_in_good_order = True
+            raise
+        raise AssertionError
+
+    def notice(self, message: str, level: str) -> None:
+        pass
+
+
+def test_closing_comes_to_an_end_when_background_work_has_just_finished(tmp_path: Path) -> None:
+    # A process of its own: a loop that never gets a turn could not be ended by a time-out inside it.
+    done = subprocess.run(
+        [sys.executable, "-c", _CLOSE],
+        env={"PYTHONPATH": str(ROOT), "NEXO_HOME": str(tmp_path), "NEXO_ENGINE": "mock", "PATH": ""},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_closing_waits_until_a_download_has_come_to_rest(tmp_path: Path) -> None:
+    host = Downloading()
+    app = create_app({"NEXO_HOME": str(tmp_path), "NEXO_ENGINE": "native"}, host)
+    asking = asyncio.create_task(app.model_file())
+    await host.begun.wait()
+    await app.close()
+    assert host.ended_in_good_order
+    with pytest.raises((asyncio.CancelledError, ModelDownloadCancelled)):
+        await asking
