@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -139,6 +139,9 @@ class Settings(_Section):
         return {"kind": value} if isinstance(value, str) else value
 
 
+SHORT_VARIABLES = {"NEXO_ENGINE": "engine.kind"}
+"""Variables beside the regular ones, and what they set; the regular one counts more."""
+
 # Keys that clients keep in the same section for themselves; the server neither knows nor rejects them.
 _CLIENT_KEYS = frozenset({"trace", "server", "path", "trusted"})
 
@@ -150,6 +153,13 @@ class Layer:
     origin: str
     """For people: `environment`, `initializationOptions`, …"""
     data: Mapping[str, Any]
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The environment variable that each setting came from, by the setting's name; empty elsewhere."""
+
+    def origin_of(self, name: str) -> str:
+        """Where the setting `name` came from, for people: `environment (NEXO_MODEL)`."""
+        variable = self.variables.get(name)
+        return f"{self.origin} ({variable})" if variable is not None else self.origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,24 +192,41 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
         for name, value in _flatten(layer.data):
             problem = _check(name, value)
             if problem is not None:
-                problems.append(Problem(f"{PREFIX}.{name}", f"{problem} (from {layer.origin})"))
+                problems.append(Problem(f"{PREFIX}.{name}", f"{problem} (from {layer.origin_of(name)})"))
                 continue
             values[name] = value
-            origins[f"{PREFIX}.{name}"] = layer.origin
+            origins[f"{PREFIX}.{name}"] = layer.origin_of(name)
     return Resolved(Settings.model_validate(_nest(values)), origins, tuple(problems))
 
 
 def from_environment(environ: Mapping[str, str]) -> Layer:
-    """The settings that `NEXO_*` variables name; lists are separated by commas."""
+    """The settings that `NEXO_*` variables name; lists are separated by commas.
+
+    An empty variable is one that is not set, except for lists, which it empties. A variable that begins like
+    those of a section and names no setting is passed on, so that `resolve` names it.
+    """
     data: dict[str, Any] = {}
-    for name in names():
-        raw = environ.get(variable(name))
-        if raw is not None:
-            data[name] = _parse(name, raw.strip())
-    word = environ.get("NEXO_ENGINE")
-    if word is not None:
-        data.setdefault("engine.kind", word.strip())
-    return Layer("environment", _nest(data))
+    variables: dict[str, str] = {}
+    known = {variable(name): name for name in names()}
+    for key, raw in environ.items():
+        name = known.get(key) or SHORT_VARIABLES.get(key) or _misspelt(key)
+        text = raw.strip()
+        if name is None or not (text or _is_list(name)):
+            continue
+        if key in SHORT_VARIABLES and environ.get(variable(name), "").strip():
+            continue
+        data[name] = _parse(name, text)
+        variables[name] = key
+    return Layer("environment", _nest(data), variables)
+
+
+def _misspelt(key: str) -> str | None:
+    """The name that a variable would stand for if its section had such a setting; None without a section."""
+    for section in _SECTIONS:
+        start = f"NEXO_{section.upper()}_"
+        if key.startswith(start):
+            return f"{section}.{to_camel(key[len(start) :].lower())}"
+    return None
 
 
 def names() -> tuple[str, ...]:
@@ -291,9 +318,14 @@ def _check(name: str, value: object) -> str | None:
 
 
 def _parse(name: str, raw: str) -> object:
-    annotation = _FIELDS[name].annotation
-    if annotation == tuple[str, ...]:
+    if name not in _FIELDS:
+        return raw
+    if _is_list(name):
         return tuple(part.strip() for part in raw.split(",") if part.strip())
-    if type(None) in get_args(annotation) and raw.lower() in {"", "null", "none", "auto"}:
+    if type(None) in get_args(_FIELDS[name].annotation) and raw.lower() in {"null", "none", "auto"}:
         return None
     return raw
+
+
+def _is_list(name: str) -> bool:
+    return name in _FIELDS and _FIELDS[name].annotation == tuple[str, ...]

@@ -84,5 +84,4 @@ def _print_table(resolved: settings.Resolved) -> None:
 
 
 def _origin(resolved: settings.Resolved, name: str) -> str:
-    origin = resolved.origins.get(f"{settings.PREFIX}.{name}", "default")
-    return f"{origin} ({settings.variable(name)})" if origin == "environment" else origin
+    return resolved.origins.get(f"{settings.PREFIX}.{name}", "default")

@@ -14,9 +14,9 @@ This page is made by `nexo-lsp config --markdown`.
 
 A setting has one name everywhere. An editor sends `nexo.review.trigger` in its section `nexo`, by
 `initializationOptions`, `workspace/configuration` or `workspace/didChangeConfiguration`; the environment says
-`NEXO_REVIEW_TRIGGER`, which counts more than the editor. Lists in the environment are separated by commas. A
-wrong value is named, with what is used instead. `nexo-lsp config` shows what is in force and where each value
-came from.
+`NEXO_REVIEW_TRIGGER`, which counts more than the editor. Lists in the environment are separated by commas; an
+empty variable is one that is not set, but empties a list. A wrong value is named, with what is used instead.
+`nexo-lsp config` shows what is in force and where each value came from.
 """
 
 _ENVIRONMENT = """
@@ -40,9 +40,14 @@ def settings_page() -> str:
         parts.append(
             f"\n## `nexo.{name}`\n\n{settings.description(name)}\n\n"
             f"Value: {allowed(property_of(schema, name))}. Default: `{default}`. "
-            f"Environment: `{settings.variable(name)}`.\n"
+            f"Environment: {_variables(name)}.\n"
         )
     return "".join(parts) + _ENVIRONMENT
+
+
+def _variables(name: str) -> str:
+    also = (short for short, of in settings.SHORT_VARIABLES.items() if of == name)
+    return " or ".join(f"`{variable}`" for variable in (settings.variable(name), *also))
 
 
 def property_of(schema: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -130,13 +130,59 @@ def test_settings_by_environment() -> None:
     assert found.disabled_globs == ("*.md", "/dist/")
     assert found.completion.debounce_ms is None
     assert found.engine.kind == "mock"
-    assert set(resolved.origins.values()) == {"environment"}
+    assert resolved.origins["nexo.engine.kind"] == "environment (NEXO_ENGINE)"
+    assert resolved.origins["nexo.hover.waitMs"] == "environment (NEXO_HOVER_WAIT_MS)"
 
 
 def test_a_wrong_variable_is_named() -> None:
     (problem,) = resolve([from_environment({"NEXO_REVIEW_TRIGGER": "sometimes"})]).problems
     assert problem.name == "nexo.review.trigger"
-    assert "environment" in problem.message
+    assert "environment (NEXO_REVIEW_TRIGGER)" in problem.message
+    (word,) = resolve([from_environment({"NEXO_ENGINE": "gpu"})]).problems
+    assert word.name == "nexo.engine.kind"
+    assert "environment (NEXO_ENGINE)" in word.message
+
+
+def test_a_misspelt_variable_is_named() -> None:
+    (problem,) = resolve([from_environment({"NEXO_REVIEW_MAX_FINDING": "1"})]).problems
+    assert problem.name == "nexo.review.maxFinding"
+    assert "did you mean nexo.review.maxFindings?" in problem.message
+    assert "NEXO_REVIEW_MAX_FINDING" in problem.message
+    others = {
+        "NEXO_HOME": "/x",
+        "NEXO_MODEL_DIR": "/x",
+        "NEXO_MODEL_URL": "u",
+        "NEXO_LOG": "debug",
+        "HOME": "/",
+    }
+    assert resolve([from_environment(others)]).problems == ()
+
+
+def test_an_empty_variable_is_not_set_but_empties_a_list() -> None:
+    empty = {
+        "NEXO_MODEL": "",
+        "NEXO_ENABLE": " ",
+        "NEXO_ENGINE": "",
+        "NEXO_HOVER_WAIT_MS": "",
+        "NEXO_ENGINE_KIND": "",
+    }
+    assert resolve([from_environment(empty)]).origins == {}
+    editor = Layer("editor", {"disabledLanguages": ["yaml"]})
+    assert (
+        resolve([editor, from_environment({"NEXO_DISABLED_LANGUAGES": ""})]).settings.disabled_languages == ()
+    )
+
+
+def test_the_regular_variable_of_the_engine_counts_more() -> None:
+    for environ in (
+        {"NEXO_ENGINE": "native", "NEXO_ENGINE_KIND": "mock"},
+        {"NEXO_ENGINE_KIND": "mock", "NEXO_ENGINE": "native"},
+    ):
+        resolved = resolve([from_environment(environ)])
+        assert resolved.settings.engine.kind == "mock"
+        assert resolved.origins == {"nexo.engine.kind": "environment (NEXO_ENGINE_KIND)"}
+    resolved = resolve([from_environment({"NEXO_ENGINE": "mock", "NEXO_ENGINE_KIND": ""})])
+    assert resolved.settings.engine.kind == "mock"
 
 
 def test_every_setting_can_be_set_by_its_variable() -> None:
