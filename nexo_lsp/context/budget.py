@@ -43,19 +43,31 @@ def choose(parts: Sequence[Part], budget: int) -> tuple[Part, ...]:
 
 def last_lines(text: str, budget: int) -> str:
     """As many whole lines from the end of `text` as fit; the last line is always kept."""
-    lines = text.split("\n")
-    cost = estimate_tokens(lines[-1])
-    first = len(lines) - 1
-    while first > 0 and (cost := cost + estimate_tokens(lines[first - 1] + "\n")) <= budget:
-        first -= 1
-    return "\n".join(lines[first:])
+    # Looking for line ends one by one: the text may be a whole file, of which little is wanted.
+    start = text.rfind("\n") + 1
+    cost = estimate_tokens(text[start:])
+    while start > 0:
+        before = text.rfind("\n", 0, start - 1) + 1
+        cost += estimate_tokens(text[before:start])
+        if cost > budget:
+            break
+        start = before
+    return text[start:]
 
 
 def first_lines(text: str, budget: int) -> str:
     """As many whole lines from the start of `text` as fit; the first line is always kept."""
-    lines = text.split("\n")
-    cost = estimate_tokens(lines[0])
-    end = 1
-    while end < len(lines) and (cost := cost + estimate_tokens(lines[end] + "\n")) <= budget:
-        end += 1
-    return "\n".join(lines[:end])
+    end = _line_end(text, 0)
+    cost = estimate_tokens(text[:end])
+    while end < len(text):
+        following = _line_end(text, end + 1)
+        cost += estimate_tokens(text[end:following])
+        if cost > budget:
+            break
+        end = following
+    return text[:end]
+
+
+def _line_end(text: str, start: int) -> int:
+    end = text.find("\n", start)
+    return end if end >= 0 else len(text)

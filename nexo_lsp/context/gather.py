@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nexo_lsp.context.budget import Part, choose, first_lines, last_lines
+from nexo_lsp.context.budget import Part, choose, estimate_tokens, first_lines, last_lines
 from nexo_lsp.context.index import DefinitionIndex
 from nexo_lsp.documents import Snapshot
 from nexo_lsp.syntax.outline import Outline, Symbol, SymbolKind
@@ -23,7 +23,8 @@ class Surroundings:
 
     imports: str
     enclosing: str
-    """The heads of the classes around the place with the signatures of their other members."""
+    """The heads of the classes around the place with the signatures of their other members; of a language
+    without a grammar the lines before and after the place."""
     related: str
     """Signatures, with the first line of their docs, of what the place uses and others define."""
 
@@ -46,6 +47,8 @@ class Gatherer:
         `others` are other open documents that may be shown. What is used most often inside `span` is
         thought the most useful, then the class around it, then the imports.
         """
+        if not is_understood(snapshot):
+            return Surroundings("", _lines_around(snapshot, span, budget), "")
         outline = outline_of(snapshot)
         related = self._related(snapshot, outline, span, others)
         enclosing = _enclosing(snapshot, outline, span)
@@ -80,6 +83,12 @@ def outline_of(snapshot: Snapshot) -> Outline:
     return snapshot.tree.outline() if snapshot.tree is not None else _EMPTY
 
 
+def is_understood(snapshot: Snapshot) -> bool:
+    """Whether the document's outline is known; without it everything goes by lines."""
+    language = snapshot.language
+    return language is not None and bool(language.query) and snapshot.tree is not None
+
+
 def head_of(symbol: Symbol) -> str:
     """A symbol's signature, with the first line of its docs behind it."""
     doc = (symbol.doc or "").strip().split("\n", 1)[0]
@@ -90,6 +99,16 @@ def head_of(symbol: Symbol) -> str:
 def around(snapshot: Snapshot, offset: int, before: int, after: int) -> tuple[str, str]:
     """The text before and after `offset`, cut to whole lines within so many tokens each."""
     return last_lines(snapshot.text[:offset], before), first_lines(snapshot.text[offset:], after)
+
+
+def _lines_around(snapshot: Snapshot, span: Span, budget: int) -> str:
+    """The lines before and after `span`; what comes before says more."""
+    lines = snapshot.lines
+    before = snapshot.text[: lines.start_of(lines.line_of(span.start))].rstrip()
+    after = snapshot.text[lines.end_of(lines.line_of(span.end)) :].strip("\r\n")
+    parts = (last_lines(before, budget * 2 // 3), first_lines(after, budget // 3))
+    kept = [part for part in parts if part.strip() and estimate_tokens(part) <= budget]
+    return "\n...\n".join(kept).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _enclosing(snapshot: Snapshot, outline: Outline, span: Span) -> list[Part]:

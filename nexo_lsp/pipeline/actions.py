@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from nexo_lsp.context.gather import outline_of
+from nexo_lsp.context.gather import is_understood, outline_of
 from nexo_lsp.documents import Snapshot
 from nexo_lsp.errors import StaleDocument, UsageError
 from nexo_lsp.pipeline.findings import Finding
+from nexo_lsp.pipeline.lines import comment_at, lines_around, whole_lines
 from nexo_lsp.pipeline.step import Workbench
 from nexo_lsp.syntax.outline import Symbol, SymbolKind
 from nexo_lsp.text import Edit, Span, shift_span
@@ -109,28 +110,32 @@ def offers(snapshot: Snapshot, span: Span, findings: Sequence[Finding]) -> tuple
         if finding.span.overlaps(span)
     ]
     if snapshot.read_only:
-        return _explain(function or symbol, span)
+        return _explain(snapshot, function or symbol, span)
     if function is not None and function.stub:
         out.append(Offer(ActionKind.GENERATE, f"Implement '{function.name}'", function.span))
-    comment = outline.comment_at(span.start)
+    comment = outline.comment_at(span.start) if is_understood(snapshot) else comment_at(snapshot, span.start)
     if comment is not None and not _is_doc(outline.symbols, comment):
         out.append(Offer(ActionKind.GENERATE, "Write the code for this comment", comment))
     if function is not None and not function.stub and function.body is not None:
         out.append(Offer(ActionKind.OPTIMIZE, f"Optimise '{function.name}'", function.span))
+    chosen = whole_lines(snapshot, span) if function is None and span.end > span.start else None
+    if chosen is not None:
+        out.append(Offer(ActionKind.OPTIMIZE, "Optimise the selected code", chosen))
     if symbol is not None:
         verb = "Rewrite the documentation of" if symbol.doc else "Document"
         out.append(Offer(ActionKind.DOCUMENT, f"{verb} '{symbol.name}'", symbol.span))
     if function is not None and not function.stub:
         out.append(Offer(ActionKind.TESTS, f"Write tests for '{function.name}'", function.span))
-    return (*out, *_explain(function or symbol, span))
+    return (*out, *_explain(snapshot, function or symbol, span))
 
 
-def _explain(symbol: Symbol | None, span: Span) -> tuple[Offer, ...]:
+def _explain(snapshot: Snapshot, symbol: Symbol | None, span: Span) -> tuple[Offer, ...]:
     if span.end > span.start and (symbol is None or span != symbol.span):
         return (Offer(ActionKind.EXPLAIN, "Explain the selected code", span),)
     if symbol is not None:
         return (Offer(ActionKind.EXPLAIN, f"Explain '{symbol.name}'", symbol.span),)
-    return ()
+    lines = None if is_understood(snapshot) else lines_around(snapshot, span)
+    return () if lines is None else (Offer(ActionKind.EXPLAIN, "Explain these lines", lines),)
 
 
 def _is_doc(symbols: Sequence[Symbol], comment: Span) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-
 from nexo_lsp.documents import Snapshot
 from nexo_lsp.syntax.languages import Language
 from nexo_lsp.syntax.outline import Symbol
@@ -61,16 +59,36 @@ def indentation(snapshot: Snapshot, offset: int) -> str:
     return line[: len(line) - len(line.lstrip())]
 
 
+def common_indentation(snapshot: Snapshot, span: Span) -> str:
+    """The indentation of the line where `span` starts, if all lines of `span` have it; else none.
+
+    A string that holds lines at the margin would otherwise be moved away from it.
+    """
+    indent = indentation(snapshot, span.start)
+    rest = unix(text_at(snapshot, span)).split("\n")[1:]
+    return indent if all(line.startswith(indent) for line in rest if line.strip()) else ""
+
+
 def indented(code: str, indent: str) -> str:
     """`code` with every line but the first, and but blank ones, moved to the right by `indent`."""
-    first, newline, rest = code.partition("\n")
-    return first + newline + textwrap.indent(rest, indent, lambda line: bool(line.strip()))
+    first, *rest = code.split("\n")
+    return "\n".join([first, *(indent + line if line.strip() else line for line in rest)])
 
 
 def dedented_part(code: str, indent: str) -> str:
     """The reverse of `indented`: lines but the first lose `indent` where they have it."""
-    lines = code.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = unix(code).split("\n")
     return "\n".join([lines[0], *(line.removeprefix(indent) for line in lines[1:])])
+
+
+def unix(text: str) -> str:
+    """`text` with line feeds as line ends, as models write them."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def language_word(snapshot: Snapshot) -> dict[str, str]:
+    """What prompts call a language that is not known otherwise: by the name that the editor gave it."""
+    return {} if snapshot.language is not None else {"language": snapshot.language_id}
 
 
 def without_trailing_space(code: str) -> str:

@@ -51,10 +51,10 @@ class Documenter:
         if not lines:
             raise BadAnswer("The model wrote no documentation. Try again, or try a larger model.")
         edit = _edit(task, symbol, style, lines)
-        check_syntax(snapshot, (edit,))
-        return Proposal(
-            snapshot.uri, snapshot.version, task.offer.title, symbol.span, edit.text.strip(), (edit,)
-        )
+        await check_syntax(snapshot, (edit,), self._bench.offload)
+        # A comment above is part of what must not change meanwhile.
+        about = Span(min(symbol.span.start, edit.span.start), max(symbol.span.end, edit.span.end))
+        return Proposal(snapshot.uri, snapshot.version, task.offer.title, about, edit.text.strip(), (edit,))
 
 
 def _opening(language: Language, style: DocStyle, head: str, symbol: Symbol) -> str:

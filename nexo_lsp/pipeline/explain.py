@@ -5,6 +5,7 @@ from __future__ import annotations
 from nexo_lsp.errors import BadAnswer
 from nexo_lsp.generation import Priority, Request
 from nexo_lsp.pipeline.actions import ActionProgress, Explanation, Listener, Task
+from nexo_lsp.pipeline.code import language_word
 from nexo_lsp.pipeline.step import Workbench, infer
 from nexo_lsp.pipeline.units import dedented
 
@@ -26,7 +27,11 @@ class Explainer:
         )
         request = Request(
             prompt=bench.prompts.action(
-                "explain", snapshot.language, dedented(snapshot, task.span), context=around.text()
+                "explain",
+                snapshot.language,
+                dedented(snapshot, task.span),
+                context=around.text(),
+                words=language_word(snapshot),
             ),
             max_tokens=_MAX_TOKENS,
             session="action:explain",

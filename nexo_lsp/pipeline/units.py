@@ -6,12 +6,13 @@ import textwrap
 from dataclasses import dataclass
 
 from nexo_lsp.context.budget import estimate_tokens
-from nexo_lsp.context.gather import outline_of
+from nexo_lsp.context.gather import is_understood, outline_of
 from nexo_lsp.documents import Snapshot
 from nexo_lsp.text import Span
 
 # A unit of more tokens is cut: a small model loses the thread, and the prompt's fixed part needs room too.
 _UNIT_TOKENS = 1200
+_LONGEST_TOKENS = 2 * _UNIT_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Unit:
 
 def review_units(snapshot: Snapshot) -> tuple[Unit, ...]:
     """The document's functions and methods with something in them; without a grammar, stretches of lines."""
-    if snapshot.tree is None:
+    if not is_understood(snapshot):
         return _stretches(snapshot, Span(0, len(snapshot.text)), "")
     units: list[Unit] = []
     for symbol in outline_of(snapshot).functions():
@@ -45,7 +46,10 @@ def dedented(snapshot: Snapshot, span: Span) -> str:
 
 
 def _stretches(snapshot: Snapshot, span: Span, symbol: str) -> tuple[Unit, ...]:
-    """`span` as one unit, or as several of whole lines if it is too long for one."""
+    """`span` as one unit, or as several of whole lines if it is too long for one.
+
+    Lines that are too long for any are left out.
+    """
     whole = dedented(snapshot, span)
     if not whole.strip():
         return ()
@@ -59,7 +63,9 @@ def _stretches(snapshot: Snapshot, span: Span, symbol: str) -> tuple[Unit, ...]:
         end = min(lines.start_of(line + 1), span.end)
         if cost > _UNIT_TOKENS or end == span.end:
             piece = Span(start, end)
-            if code := dedented(snapshot, piece).strip():
+            code = dedented(snapshot, piece)
+            # A single line of this length (minified code, data) can only be left out.
+            if code.strip() and estimate_tokens(code) <= _LONGEST_TOKENS:
                 units.append(Unit(symbol, piece, code))
             start, cost = end, 0
     return tuple(units)

@@ -6,18 +6,24 @@ import difflib
 
 from nexo_lsp.documents import Snapshot
 from nexo_lsp.errors import EditRefused
+from nexo_lsp.offload import Offload
 from nexo_lsp.syntax.parsing import parse
 from nexo_lsp.text import Edit, Span, apply_edits
 
 
-def check_syntax(snapshot: Snapshot, edits: tuple[Edit, ...]) -> None:
+async def check_syntax(snapshot: Snapshot, edits: tuple[Edit, ...], offload: Offload) -> None:
     """Raise `EditRefused` if `edits` would give the document more syntax errors than it has.
 
-    Documents without a grammar pass: there is nothing to compare with.
+    Documents without a grammar pass: there is nothing to compare with. Large ones are parsed off the loop.
     """
-    if snapshot.language is None or snapshot.tree is None:
+    language = snapshot.language
+    if language is None or snapshot.tree is None:
         return
-    after = parse(snapshot.language, apply_edits(snapshot.text, edits))
+    text = apply_edits(snapshot.text, edits)
+    if snapshot.is_large:
+        after = await offload(lambda: parse(language, text, in_thread=True))
+    else:
+        after = parse(language, text)
     if after is not None and after.error_count() > snapshot.tree.error_count():
         raise EditRefused(
             "The generated code does not parse, so nothing was changed. Try again, or try a larger model."
@@ -27,19 +33,25 @@ def check_syntax(snapshot: Snapshot, edits: tuple[Edit, ...]) -> None:
 def minimal_edits(old: str, new: str, start: int) -> tuple[Edit, ...]:
     """Edits of whole lines that turn `old`, which stands at offset `start`, into `new`.
 
-    Line ends of `new` are made those of `old` first, so that an untouched line stays untouched to the byte.
+    Line ends of `new` are made those of `old` first, and lines that differ in white space at their end only
+    count as equal, so that an untouched line stays untouched to the byte.
     """
     new = with_line_ends(new, line_end(old))
     old_lines, new_lines = _lines(old), _lines(new)
     starts = [start]
     for line in old_lines:
         starts.append(starts[-1] + len(line))
-    matcher = difflib.SequenceMatcher(a=old_lines, b=new_lines, autojunk=False)
+    matcher = difflib.SequenceMatcher(a=_compared(old_lines), b=_compared(new_lines), autojunk=False)
     edits: list[Edit] = []
     for tag, old_from, old_to, new_from, new_to in matcher.get_opcodes():
         if tag != "equal":
             edits.append(Edit(Span(starts[old_from], starts[old_to]), "".join(new_lines[new_from:new_to])))
     return tuple(edits)
+
+
+def _compared(lines: list[str]) -> list[tuple[str, bool]]:
+    # A last line without an end is another line than one that something may follow.
+    return [(line.rstrip(), line.endswith(("\n", "\r"))) for line in lines]
 
 
 def line_end(text: str) -> str:

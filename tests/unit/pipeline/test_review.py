@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from nexo_lsp.documents import Snapshot
 from nexo_lsp.errors import DisabledError, EngineCrashed
 from nexo_lsp.pipeline.findings import Finding
+from nexo_lsp.pipeline.units import review_units
 from nexo_lsp.settings import Layer
-from nexo_lsp.text import Change, Range
+from nexo_lsp.syntax.languages import language_for
+from nexo_lsp.text import Change, PositionEncoding, Range
 from tests.unit.pipeline.conftest import MakeDesk
 
 SOURCE = """def mean(values):
@@ -365,3 +368,18 @@ async def test_known_findings_are_shown_in_one_go(make_desk: MakeDesk, finding: 
     desk.app.reviews.on_findings = lambda _snapshot, findings: shown.append(len(findings))
     await desk.app.reviews.review(uri)
     assert shown == [2]
+
+
+async def test_a_line_of_minified_code_is_left_out(make_desk: MakeDesk) -> None:
+    desk = await make_desk()
+    snapshot = desk.open("x=1;" * 20_000 + "\nlet y = 2\n", "a.min", "unheard")
+    assert (await desk.app.reviews.review(snapshot.uri)).complete
+    assert [len(event["prompt"]) < 20_000 for event in desk.events()] == [True]
+
+
+def test_a_language_with_a_tree_and_no_outline_goes_by_lines() -> None:
+    python = language_for("python")
+    assert python is not None
+    packed = replace(python, id="packed", query="")
+    snapshot = Snapshot("file:///a", "packed", packed, 1, SOURCE, PositionEncoding.UTF16)
+    assert [unit.symbol for unit in review_units(snapshot)] == [""]
