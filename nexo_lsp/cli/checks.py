@@ -27,7 +27,10 @@ from nexo_lsp.syntax.languages import LANGUAGES, grammar_of
 
 State = Literal["ok", "warning", "problem"]
 
-INSTALL_NATIVE = "pip install 'nexo-lsp[native]'"
+# Double quotes are the ones that every shell knows, that of Windows too.
+INSTALL_NATIVE = 'pip install "nexo-lsp[native]"'
+
+_COMPILERS = ("c++", "g++", "clang++", "cl")
 
 _IMPORT_TIMEOUT_S = 120.0
 # Beside the weights there are the cache of tokens, the compute buffers and Python itself.
@@ -93,16 +96,36 @@ def engine(chosen: str, reasons: tuple[str, ...], wanted: str) -> Iterator[Check
             "llama-cpp-python",
             "problem",
             "not installed",
-            f"{INSTALL_NATIVE} (needs a C++ compiler)",
+            f"{INSTALL_NATIVE} (it is compiled here, which takes some minutes)",
         )
+        yield from _compiler()
         return
     version = importlib.metadata.version("llama-cpp-python")
     failure = _import_failure("llama_cpp")
     if failure:
-        mend = "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python 'nexo-lsp[native]'"
+        mend = 'pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python "nexo-lsp[native]"'
         yield Check("engine", "llama-cpp-python", "problem", f"{version} does not load: {failure}", mend)
     else:
         yield Check("engine", "llama-cpp-python", "ok", version)
+
+
+def _compiler() -> Iterator[Check]:
+    """Whether there is what llama-cpp-python is compiled with; only of interest where it is not installed."""
+    wanted = (*_COMPILERS, *(word for word in [os.environ.get("CXX", "")] if word))
+    found = next((path for path in map(shutil.which, wanted) if path is not None), None)
+    if found is not None:
+        yield Check("engine", "compiler", "ok", found)
+    elif sys.platform == "win32":
+        # Visual Studio keeps its compiler off the path, and CMake finds it all the same.
+        mend = "if the installation fails: winget install Microsoft.VisualStudio.2022.BuildTools, with C++"
+        yield Check("engine", "compiler", "warning", "none on the path", mend)
+    else:
+        mend = (
+            "xcode-select --install"
+            if sys.platform == "darwin"
+            else "install a C and C++ compiler first, on Debian or Ubuntu: sudo apt-get install gcc g++"
+        )
+        yield Check("engine", "compiler", "problem", "no C++ compiler found", mend)
 
 
 def _import_failure(module: str) -> str:

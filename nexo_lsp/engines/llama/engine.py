@@ -31,7 +31,11 @@ _log = logging.getLogger(__name__)
 
 _BACKOFF_FIRST_S, _BACKOFF_MOST_S = 1.0, 60.0
 
-INSTALL_HINT = "llama-cpp-python is not installed; run: pip install 'nexo-lsp[native]'"
+# Double quotes are the ones that every shell knows, that of Windows too.
+INSTALL_HINT = (
+    'llama-cpp-python is not installed; run: pip install "nexo-lsp[native]" (it is compiled on this machine; '
+    "`nexo-lsp doctor` says whether a compiler is missing)."
+)
 
 
 def is_installed() -> bool:

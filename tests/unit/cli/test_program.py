@@ -156,9 +156,30 @@ def test_doctor_names_a_wrong_setting_and_its_mend(monkeypatch: pytest.MonkeyPat
 
 def test_doctor_without_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    (check,) = engine("none", (), "auto")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    check, compiler = engine("none", (), "auto")
     assert check.state == "problem"
-    assert "nexo-lsp[native]" in check.mend
+    assert 'pip install "nexo-lsp[native]"' in check.mend
+    assert (compiler.name, compiler.state) == ("compiler", "ok")
+
+
+@pytest.mark.parametrize(
+    ("platform", "state", "mend"),
+    [
+        ("linux", "problem", "apt-get install gcc g++"),
+        ("darwin", "problem", "xcode-select --install"),
+        ("win32", "warning", "BuildTools"),
+    ],
+)
+def test_doctor_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, platform: str, state: str, mend: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+    monkeypatch.setattr("sys.platform", platform)
+    _, compiler = engine("none", (), "auto")
+    assert compiler.state == state
+    assert mend in compiler.mend
 
 
 def test_doctor_with_an_engine_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
