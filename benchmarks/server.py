@@ -41,6 +41,7 @@ from nexo_lsp.server.framing import FrameParser, frame
 
 STARTS = 15
 LISTS = 200
+TYPED = "        total = compute(total)\n"
 UNKNOWN = "$/ping"
 PING_S = 0.01
 PATIENCE_S = 300.0
@@ -217,20 +218,34 @@ async def starting(environ: dict[str, str], folder: Path) -> list[Figure]:
 
 
 async def listing(client: Client, folder: Path) -> list[Figure]:
-    """Code actions on 2,000 lines, of which the tree is there already."""
+    """Code actions on 2,000 lines: of which the tree is there already, and just after a keystroke."""
     uri, chance = (folder / "large.py").as_uri(), random.Random(7)
     client.open(uri, source(2000))
 
-    async def ask() -> None:
-        place = {"line": chance.randrange(1990), "character": 4}
+    async def ask(line: int) -> None:
+        place = {"line": line, "character": 4}
         params = {"range": {"start": place, "end": place}, "context": {"diagnostics": []}}
         await client.request("textDocument/codeAction", {"textDocument": {"uri": uri}, **params})
 
-    await ask()
-    took = [await timed(ask()) for _ in range(LISTS)]
+    async def type_and_ask(line: int, column: int, letter: str, version: int) -> None:
+        place = {"line": line, "character": column}
+        change = {"range": {"start": place, "end": place}, "text": letter}
+        document = {"uri": uri, "version": version}
+        client.notify("textDocument/didChange", {"textDocument": document, "contentChanges": [change]})
+        await ask(line)
+
+    await ask(0)
+    took = [await timed(ask(chance.randrange(1990))) for _ in range(LISTS)]
+    typed: list[float] = []
+    for _ in range(LISTS // len(TYPED)):
+        line = chance.randrange(198) * 10 + 12  # behind a `return`
+        for column, letter in enumerate(TYPED):
+            typed.append(await timed(type_and_ask(line, column, letter, len(typed) + 2)))
     return [
         Figure("code actions on 2,000 lines, median", statistics.median(took), "ms", 20),
         Figure("code actions on 2,000 lines, p95", percentile(took, 0.95), "ms", 20),
+        Figure("a keystroke and code actions on 2,000 lines, median", statistics.median(typed), "ms"),
+        Figure("a keystroke and code actions on 2,000 lines, p95", percentile(typed, 0.95), "ms"),
     ]
 
 
