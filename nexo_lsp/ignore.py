@@ -408,5 +408,8 @@ def _is_text(path: Path) -> bool:
             return False
         with path.open("rb") as file:
             return b"\0" not in file.read(_SNIFFED_BYTES)
+    except PermissionError:
+        # Whoever reads it will be refused too, and can name it: passed over here, nobody would know.
+        return True
     except OSError:
         return False

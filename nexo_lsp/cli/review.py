@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -19,12 +20,23 @@ from nexo_lsp.cli.review_report import FileReview, Report, as_json, as_sarif
 from nexo_lsp.cli.review_screen import ReviewScreen
 from nexo_lsp.cli.terminal import Screen, TerminalHost
 from nexo_lsp.documents import Snapshot
-from nexo_lsp.errors import DisabledError, DocumentError, NexoError, UsageError
+from nexo_lsp.errors import (
+    DisabledError,
+    DocumentError,
+    EngineError,
+    EngineLoadFailed,
+    EngineUnavailable,
+    NexoError,
+    UsageError,
+)
 from nexo_lsp.generation import Priority
 from nexo_lsp.ignore import IgnoreRules
 from nexo_lsp.offload import in_thread
 from nexo_lsp.pipeline.findings import Finding
 from nexo_lsp.syntax.languages import language_for
+
+# A file with a NUL among its first bytes is binary: the rule of git and of grep.
+_SNIFFED_BYTES = 8000
 
 
 class Format(StrEnum):
@@ -85,7 +97,7 @@ async def run(
     Being cancelled (Ctrl-C) ends it with what there is. Raises `UsageError` for a path that does not exist.
     """
     roots = workspace_of(paths)
-    report = Report(files=await in_thread(lambda: list(files_of(paths, roots))))
+    report = Report()
     app = create_app(environ, TerminalHost(show.screen, show.status))
     failure: NexoError | None = None
     started = time.monotonic()
@@ -93,9 +105,8 @@ async def run(
         for problem in app.configure(()):
             show.screen.tell(str(problem), "warning")
         app.set_workspace(roots, trusted=True)
-        for index, file in enumerate(report.files):
-            show.begin(file, index, len(report.files))
-            await _review_file(app, file, show)
+        report.files = await _found(paths, roots)
+        failure = await _review_all(app, report, show)
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None:
@@ -111,6 +122,56 @@ async def run(
         app.stop()
         await app.close()
     return report, failure
+
+
+async def _found(paths: Sequence[Path], roots: Sequence[Path]) -> list[FileReview]:
+    """The files of `paths`. Raises `UsageError` when there are none; being cancelled ends the search."""
+    left = threading.Event()
+
+    def search() -> list[FileReview]:
+        found: list[FileReview] = []
+        for file in files_of(paths, roots):
+            if left.is_set():
+                break
+            found.append(file)
+        return found
+
+    try:
+        files = await in_thread(search)
+    finally:
+        left.set()
+    if not files:
+        raise UsageError(
+            f"there is nothing to review in {', '.join(map(str, paths))}: no file in a known language that "
+            "the ignore files leave in"
+        )
+    return files
+
+
+async def _review_all(app: App, report: Report, show: ReviewScreen) -> NexoError | None:
+    """Review every file; gives the error that cost a file its review, if one did.
+
+    One bad file does not cost the others theirs, but an engine that fails twice in a row will not get better.
+    """
+    failure: NexoError | None = None
+    again = False
+    failed = 0
+    for index, file in enumerate(report.files):
+        show.begin(file, index, len(report.files))
+        try:
+            await _review_file(app, file, show)
+        except EngineError as error:
+            if again or isinstance(error, (EngineUnavailable, EngineLoadFailed)) or len(report.files) == 1:
+                raise
+            again = True
+            failed += 1
+            failure = error
+            file.problem = f"{file.name} was not reviewed to its end: {error}"
+            report.problem = f"The engine failed over {failed} file{'s' if failed > 1 else ''}."
+            show.left_out(file)
+        else:
+            again = False
+    return failure
 
 
 def workspace_of(paths: Sequence[Path]) -> tuple[Path, ...]:
@@ -157,8 +218,8 @@ def _short_name(path: Path) -> str:
 async def _review_file(app: App, file: FileReview, show: ReviewScreen) -> None:
     try:
         file.text = await in_thread(lambda: _read(file.path))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
         file.problem = f"{file.name} was left out: {reason}"
         show.left_out(file)
         return
@@ -192,7 +253,10 @@ async def _review_file(app: App, file: FileReview, show: ReviewScreen) -> None:
 
 
 def _read(path: Path) -> str:
-    return path.read_bytes().decode("utf-8-sig")
+    data = path.read_bytes()
+    if b"\0" in data[:_SNIFFED_BYTES]:
+        raise ValueError("a NUL is in no text")
+    return data.decode("utf-8-sig")
 
 
 def _ending(report: Report, failure: NexoError | None, fail_on: Gravity | None) -> ExitCode:

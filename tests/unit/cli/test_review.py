@@ -219,3 +219,77 @@ def test_ctrl_c_keeps_what_is_done(project: Path, tmp_path: Path, form: str) -> 
     else:
         assert out.startswith("warning[crash]: It fails.")
         assert "1 finding, stopped before the end" in out.splitlines()[-1]
+
+
+def test_a_folder_with_nothing_to_review_says_so(project: Path) -> None:
+    (project / "empty").mkdir()
+    (project / "empty" / "notes.md").write_text("x")
+    done = review("empty")
+    assert done.returncode == 2
+    assert "nothing to review in empty" in done.stderr
+    data = review("empty", "--json")
+    assert data.returncode == 2
+    report = json.loads(data.stdout)
+    assert "nothing to review" in report["problem"]
+    assert report["complete"] is False
+    assert json.loads(review("empty", "--format", "sarif").stdout)["runs"][0]["results"] == []
+
+
+def test_one_bad_file_of_many(project: Path) -> None:
+    names = [f"f{number:02}.py" for number in range(6)]
+    for name in names:
+        (project / name).write_text(CODE)
+    (project / "f01.py").write_bytes(b"def first(x):\n    return '\0'\n")
+    (project / "f02.py").write_bytes("def first(x):\n    return 'ä'\n".encode("latin-1"))
+    (project / "f03.py").unlink()
+    (project / "f03.py").mkdir()
+    (project / "f03.py" / "inside.py").write_text(CODE)
+    (project / "f04.py").write_text("def first(x):\n" + "    x += 1\n" * 20_000 + "    return x / 0\n")
+    done = review(*names)
+    assert done.returncode == 0, done.stderr
+    assert "f01.py was left out: it is not UTF-8 text" in done.stderr
+    assert "f02.py was left out: it is not UTF-8 text" in done.stderr
+    for name in ("f00.py", "f03.py/inside.py", "f05.py"):
+        assert f" --> {name}:2:5 in first" in done.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no file from its owner by its mode")
+def test_a_file_that_may_not_be_read_is_named_and_not_passed_over(project: Path) -> None:
+    (project / "b.py").write_text(CODE)
+    # A program without a privilege, also where the tests are run by root.
+    blocked = (
+        "import pathlib, sys\n"
+        "real = pathlib.Path.open\n"
+        "def refuse(path, *rest, **more):\n"
+        "    if path.name == 'b.py': raise PermissionError(13, 'Permission denied', str(path))\n"
+        "    return real(path, *rest, **more)\n"
+        "pathlib.Path.open = refuse\n"
+        "from nexo_lsp.cli import main\n"
+        "main(['review', '.'])\n"
+    )
+    command = [sys.executable, "-c", blocked]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "b.py was left out: Permission denied" in done.stderr
+    assert " --> a.py:2:5 in first" in done.stdout
+
+
+def test_an_engine_that_fails_over_one_file_goes_on_with_the_next(project: Path, tmp_path: Path) -> None:
+    (project / "b.py").write_text(CODE.replace("second", "third"))
+    script(
+        tmp_path,
+        {"match": asks_about("first"), "json": found("return x / 0")},
+        {"match": asks_about("second"), "fail": "engine-crashed"},
+    )
+    done = review("a.py", "b.py", "--json")
+    assert done.returncode == 3
+    data = json.loads(done.stdout)
+    assert [len(file["findings"]) for file in data["files"]] == [1, 1]
+    assert [file["complete"] for file in data["files"]] == [False, True]
+    assert data["problem"] == "The engine failed over 1 file."
+    assert data["files"][0]["problem"].startswith("a.py was not reviewed to its end: ")
+    script(tmp_path, {"match": "You review", "fail": "engine-crashed"})
+    (project / "c.py").write_text("def fourth(y):\n    return y\n")
+    for name in ("a.py", "b.py"):
+        (project / name).write_text(CODE + "\n\ndef more(z):\n    return z\n")
+    assert review(".").returncode == 3
