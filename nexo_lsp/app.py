@@ -183,6 +183,7 @@ class App:
         """A document was changed by `edits`."""
         self.reviews.changed(snapshot, edits)
         self.hovers.changed(snapshot, edits)
+        self.completions.changed(snapshot.uri)
 
     def closed(self, snapshot: Snapshot) -> None:
         """A document was closed; `snapshot` is its last state."""

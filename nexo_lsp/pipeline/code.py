@@ -122,6 +122,22 @@ def ends_of_block(text: str, indent: str) -> int:
     return end
 
 
+def end_of_definition(language: Language | None, text: str, indent: str) -> int:
+    """How much of generated `text`, whose lines have `indent`, there is up to its first definition's end.
+
+    All of it where there is no definition, or no grammar to tell.
+    """
+    code = dedented_part(text, indent)
+    tree = parse(language, code) if language is not None else None
+    if tree is None:
+        return len(text)
+    definition = next((symbol for symbol in tree.outline().symbols if symbol.body is not None), None)
+    if definition is None:
+        return len(text)
+    last = code.count("\n", 0, definition.span.end)
+    return len("\n".join(text.split("\n")[: last + 1]))
+
+
 def without_repetition(text: str, after: str) -> str:
     """`text` without what already stands behind it in `after` (the text behind the cursor)."""
     rest_of_line, _, following = after.partition("\n")

@@ -9,16 +9,20 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nexo_lsp.context.budget import first_lines, last_lines
-from nexo_lsp.generation import Priority, Request
-from nexo_lsp.pipeline.code import ends_of_block, without_repetition
+from nexo_lsp.context.budget import estimate_tokens, first_lines, last_lines
+from nexo_lsp.documents import Snapshot
+from nexo_lsp.generation import FinishReason, Priority, Request
+from nexo_lsp.pipeline.code import end_of_definition, ends_of_block, unix, without_repetition
 from nexo_lsp.pipeline.step import Workbench, infer
+from nexo_lsp.syntax.languages import Language
 from nexo_lsp.text import Span
 
 _BEFORE_TOKENS, _AFTER_TOKENS = 700, 250
 _DEADLINE_S = 15.0
-# Suggestions remembered for each document; each is a few hundred bytes and the text before it.
-_SHOWN_KEPT = 8
+# Suggestions remembered for each document, and how much of the text on both sides each is known by.
+_SHOWN_KEPT, _SIDE = 8, 500
+# Of a huge file only what is near the cursor is looked at; this is more than any prompt holds.
+_NEAR = 24_000
 _LEAST_DEBOUNCE_S, _MOST_DEBOUNCE_S = 0.05, 0.8
 
 
@@ -32,20 +36,64 @@ class Selected:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A suggestion: replace `span` (usually empty) by `text`."""
+    """A suggestion: replace `span` (usually empty) by `text`, whose lines end with line feeds."""
 
     id: str
+    """What remains of one suggestion, as it is typed along, keeps its id."""
     text: str
     span: Span
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
-    """A suggestion that was made, with the text on both sides of it."""
+class _Cursor:
+    """What is near the cursor, with line feeds, and with the editor's selected entry taken for typed."""
 
     before: str
     after: str
+    offset: int
+    """How much text there is before the cursor in all, in code points of the document."""
+    left: int
+    """How much there is behind it in all."""
+    raw: str
+    """`before` as it stands in the document."""
+
+    @staticmethod
+    def at(text: str, span: Span, lead: str) -> _Cursor:
+        """The cursor at the end of `span`, which `lead` stands for."""
+        raw = text[max(0, span.start - _NEAR) : span.start] + lead
+        after = text[span.end : span.end + _NEAR]
+        return _Cursor(unix(raw), unix(after), span.start + len(lead), len(text) - span.end, raw)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A suggestion that was made, with some text on both sides of it."""
+
+    id: str
+    cursor: int
+    left: int
+    before: str
+    after: str
     text: str
+
+    @staticmethod
+    def of(identity: str, cursor: _Cursor, text: str) -> _Shown:
+        """The suggestion `text` at `cursor`."""
+        return _Shown(
+            identity, cursor.offset, cursor.left, cursor.before[-_SIDE:], cursor.after[:_SIDE], text
+        )
+
+    def rest(self, cursor: _Cursor) -> str | None:
+        """What is left of it if the user has typed along up to `cursor`, else None."""
+        typed = cursor.offset - self.cursor
+        if not 0 <= typed <= len(cursor.raw):
+            return None
+        split = len(cursor.raw) - typed
+        along = unix(cursor.raw[split:])
+        same = cursor.left == self.left and cursor.after.startswith(self.after)
+        if same and self.text.startswith(along) and unix(cursor.raw[:split]).endswith(self.before):
+            return self.text[len(along) :]
+        return None
 
 
 class Rhythm:
@@ -89,7 +137,6 @@ class CompletionService:
         self._ids = itertools.count(1)
         self._newest: dict[str, asyncio.Future[None]] = {}
         self._shown: dict[str, deque[_Shown]] = {}
-        self.accepted_count = 0
 
     async def complete(
         self, uri: str, offset: int, *, explicit: bool, selected: Selected | None = None
@@ -99,40 +146,47 @@ class CompletionService:
         A newer call for the same document makes this one answer None at once. An `explicit` call does not
         wait for a pause in typing. Cancelling ends the engine's work.
         """
-        superseded = self._supersede(uri)
         bench = self._bench
         snapshot = bench.documents.get(uri)
+        superseded = self._supersede(uri)
         settings = bench.settings().completion
         if not settings.enabled or bench.permitted(snapshot):
             return None
-        before, after = snapshot.text[:offset], snapshot.text[offset:]
-        span = Span(offset, offset)
-        lead = ""
-        if selected is not None:
-            before = snapshot.text[: selected.span.start] + selected.text
-            after = snapshot.text[selected.span.end :]
-            span, lead = selected.span, selected.text
+        span, lead = (selected.span, selected.text) if selected is not None else (Span(offset, offset), "")
+        cursor = _Cursor.at(snapshot.text, span, lead)
         self.rhythm.keystroke()
-        remembered = self._remembered(uri, before, after)
-        if remembered is not None:
-            return Completion(self._id(), lead + remembered, span) if remembered else None
-        if not explicit and not _worth_asking(before, after):
+        for shown in self._shown.get(uri, ()):
+            rest = shown.rest(cursor)
+            if rest:
+                return Completion(shown.id, lead + rest, span)
+            if rest is not None and not explicit:
+                # It was typed to its end, which is where the model would have stopped.
+                return None
+        if not _fits(cursor) or not (explicit or _worth_asking(cursor)):
             return None
         if not explicit and await self._pause(superseded, settings.debounce_ms):
             return None
         await bench.refresh(snapshot)
         if superseded.done() or bench.permitted(snapshot):
             return None
-        text = await self._ask(before, after, superseded, settings.max_tokens)
-        if not text:
+        text = await self._ask(snapshot, cursor, superseded, settings.max_tokens)
+        if not text or superseded.done():
             return None
-        self._shown.setdefault(uri, deque(maxlen=_SHOWN_KEPT)).appendleft(_Shown(before, after, text))
-        return Completion(self._id(), lead + text, span)
+        shown = _Shown.of(f"c{next(self._ids)}", cursor, text)
+        self._shown.setdefault(uri, deque(maxlen=_SHOWN_KEPT)).appendleft(shown)
+        return Completion(shown.id, lead + text, span)
 
     def accepted(self, completion_id: str) -> None:
-        """The user took the suggestion `completion_id`."""
-        del completion_id
-        self.accepted_count += 1
+        """The user took the suggestion: at its end the next one is asked for."""
+        for kept in self._shown.values():
+            for shown in [shown for shown in kept if shown.id == completion_id]:
+                kept.remove(shown)
+
+    def changed(self, uri: str) -> None:
+        """The document was edited: what is being worked on is for a text that is gone."""
+        waiting = self._newest.get(uri)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
 
     def closed(self, uri: str) -> None:
         """The document was closed."""
@@ -161,12 +215,14 @@ class CompletionService:
         return superseded.done()
 
     async def _ask(
-        self, before: str, after: str, superseded: asyncio.Future[None], max_tokens: int
+        self, snapshot: Snapshot, cursor: _Cursor, superseded: asyncio.Future[None], max_tokens: int
     ) -> str | None:
         """The engine's suggestion, fitted into its place; None if a newer request came meanwhile."""
         task = asyncio.get_running_loop().create_task(
-            self._generate(before, after, max_tokens), name="nexo:complete"
+            self._generate(snapshot.language, cursor, max_tokens), name="nexo:complete"
         )
+        # Nobody looks at an error that comes while the task is being cancelled.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.wait({task, superseded}, return_when=asyncio.FIRST_COMPLETED)
             return task.result() if task.done() else None
@@ -174,13 +230,14 @@ class CompletionService:
             if not task.done():
                 task.cancel()
 
-    async def _generate(self, before: str, after: str, max_tokens: int) -> str:
+    async def _generate(self, language: Language | None, cursor: _Cursor, max_tokens: int) -> str:
         bench = self._bench
-        shown_before, shown_after = _window(before, after)
-        multiline = _wants_block(before, after)
-        indent = _indent_of_block(before)
+        multiline = _wants_block(cursor)
+        indent = _indent_of_block(cursor.before)
         request = Request(
-            prompt=bench.prompts.infill("", shown_before, shown_after),
+            prompt=bench.prompts.infill(
+                "", last_lines(cursor.before, _BEFORE_TOKENS), first_lines(cursor.after, _AFTER_TOKENS)
+            ),
             max_tokens=max_tokens,
             session="infill",
             stop=() if multiline else ("\n",),
@@ -188,57 +245,50 @@ class CompletionService:
             deadline_s=_DEADLINE_S,
         )
 
+        def end(text: str) -> int:
+            """Where the block that the cursor stands in ends, by indentation and by syntax."""
+            end = ends_of_block(text, indent)
+            return min(end, end_of_definition(language, text[:end], indent))
+
         def on_piece(text: str, _tokens: int) -> bool:
-            return multiline and ends_of_block(text, indent) < len(text.rstrip())
+            return multiline and "\n" in text and end(text) < len(text.rstrip())
 
         started = self._clock()
         answer = await infer(bench.engine(), request, on_piece)
         self.rhythm.answered(self._clock() - started)
-        text = answer.text
+        text = unix(answer.text)
         if multiline:
-            text = text[: ends_of_block(text, indent)]
-        text = without_repetition(text.rstrip(), after)
+            whole, text = text, text[: end(text)]
+            if answer.finish is not FinishReason.STOP and text == whole:
+                # The last line may be half a line.
+                text = text.rpartition("\n")[0] or text
+        text = without_repetition(text.rstrip(), cursor.after)
         return text if text.strip() else ""
 
-    def _remembered(self, uri: str, before: str, after: str) -> str | None:
-        """What is left of a suggestion that the user is typing along; empty if all of it has been typed."""
-        for shown in self._shown.get(uri, ()):
-            typed = before[len(shown.before) :]
-            if (
-                len(before) >= len(shown.before)
-                and after == shown.after
-                and shown.text.startswith(typed)
-                and before.startswith(shown.before)
-            ):
-                return shown.text[len(typed) :]
-        return None
 
-    def _id(self) -> str:
-        return f"c{next(self._ids)}"
+def _fits(cursor: _Cursor) -> bool:
+    """Whether the line that is written on fits the prompt (minified code does not)."""
+    before, after = _line_before(cursor.before), cursor.after.partition("\n")[0]
+    return estimate_tokens(before) <= _BEFORE_TOKENS and estimate_tokens(after) <= _AFTER_TOKENS
 
 
-def _window(before: str, after: str) -> tuple[str, str]:
-    """The parts of `before` and `after` nearest to the cursor that fit the prompt, in whole lines."""
-    # Counting tokens in all of a huge file would cost more than the rest; these ends are more than enough.
-    limit = 24_000
-    return last_lines(before[-limit:], _BEFORE_TOKENS), first_lines(after[:limit], _AFTER_TOKENS)
+def _line_before(before: str) -> str:
+    return before[before.rfind("\n") + 1 :]
 
 
-def _worth_asking(before: str, after: str) -> bool:
+def _worth_asking(cursor: _Cursor) -> bool:
     """Whether a suggestion could fit here: not inside a word, and not in an empty file."""
-    if not before.strip() and not after.strip():
+    if not cursor.before.strip() and not cursor.after.strip():
         return False
-    return not (after[:1].isalnum() or after[:1] == "_")
+    return not (cursor.after[:1].isalnum() or cursor.after[:1] == "_")
 
 
-def _wants_block(before: str, after: str) -> bool:
+def _wants_block(cursor: _Cursor) -> bool:
     """Whether several lines may be suggested: the cursor stands on an otherwise empty line."""
-    line_before = before[max(before.rfind("\n"), before.rfind("\r")) + 1 :]
-    rest_of_line = after.partition("\n")[0]
-    return not line_before.strip() and not rest_of_line.strip()
+    return not _line_before(cursor.before).strip() and not cursor.after.partition("\n")[0].strip()
 
 
 def _indent_of_block(before: str) -> str:
     """The indentation that the lines of a suggested block have at least."""
-    line = before[max(before.rfind("\n"), before.rfind("\r")) + 1 :]
+    line = _line_before(before)
     return line[: len(line) - len(line.lstrip())]

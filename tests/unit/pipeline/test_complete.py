@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 
 import pytest
 
@@ -153,3 +154,112 @@ def test_the_pause_follows_the_typing_and_the_latency() -> None:
     assert rhythm.pause_s() > slow, "a slow engine is asked more rarely"
     rhythm.answered(0.0)
     assert 0.05 <= rhythm.pause_s() <= 0.8
+
+
+async def test_windows_line_ends_are_not_shown_to_the_model_and_typing_along_works(
+    make_desk: MakeDesk,
+) -> None:
+    desk = await make_desk({"answer": "a = 1\n    b = 2\n"})
+    snapshot = desk.open("def f():\r\n    \r\n")
+    found = await complete(desk, snapshot.uri, "f():\r\n    ")
+    assert found is not None
+    assert found.text == "a = 1\n    b = 2"
+    assert "\r" not in desk.events()[0]["prompt"]
+    desk.edit(snapshot.uri, "    \r\n", "    a = 1\r\n    b\r\n")
+    along = await complete(desk, snapshot.uri, "    b", explicit=False)
+    assert along is not None
+    assert along.text == " = 2"
+    assert len(desk.events()) == 1
+
+
+async def test_an_explicit_request_asks_on_where_a_suggestion_ended(make_desk: MakeDesk) -> None:
+    desk = await make_desk({"answer": "sum(values)", "times": 1}, {"answer": " / 2"})
+    snapshot = desk.open(SOURCE)
+    await complete(desk, snapshot.uri, "total = ")
+    desk.edit(snapshot.uri, "total = ", "total = sum(values)")
+    assert await complete(desk, snapshot.uri, "total = sum(values)", explicit=False) is None
+    found = await complete(desk, snapshot.uri, "total = sum(values)")
+    assert found is not None
+    assert found.text == " / 2"
+
+
+async def test_after_a_suggestion_was_taken_the_next_one_is_asked_for(make_desk: MakeDesk) -> None:
+    desk = await make_desk(
+        {"answer": "sum(values)", "times": 1}, {"answer": " / 2"}, NEXO_COMPLETION_DEBOUNCE_MS="0"
+    )
+    snapshot = desk.open(SOURCE)
+    found = await complete(desk, snapshot.uri, "total = ")
+    assert found is not None
+    desk.edit(snapshot.uri, "total = ", "total = sum(values)")
+    desk.app.completions.accepted(found.id)
+    desk.app.completions.accepted("unheard of")
+    more = await complete(desk, snapshot.uri, "total = sum(values)", explicit=False)
+    assert more is not None
+    assert more.text == " / 2"
+
+
+async def test_an_edit_ends_the_work_on_what_would_be_thrown_away(make_desk: MakeDesk) -> None:
+    desk = await make_desk({"hang": True})
+    snapshot = desk.open(SOURCE)
+    task = asyncio.create_task(complete(desk, snapshot.uri, "total = "))
+    await desk.asked()
+    desk.edit(snapshot.uri, "total = ", "total = x")
+    assert await task is None
+    while not desk.events("cancel"):  # noqa: ASYNC110 - the log is a file, it has no event
+        await asyncio.sleep(0)
+
+
+async def test_nothing_is_asked_inside_an_endless_line(make_desk: MakeDesk) -> None:
+    desk = await make_desk({"answer": "x"})
+    snapshot = desk.open("x=1;" * 5_000 + "y=\n", "a.min.js", "javascript")
+    assert await complete(desk, snapshot.uri, "y=") is None
+    assert desk.events() == []
+
+
+async def test_what_is_remembered_of_a_huge_file_is_small(make_desk: MakeDesk) -> None:
+    desk = await make_desk({"answer": "sum(values)"})
+    snapshot = desk.open("# a comment\n" * 100_000 + SOURCE)
+    tracemalloc.start()
+    try:
+        for _ in range(4):
+            await complete(desk, snapshot.uri, "total = ")
+            desk.edit(snapshot.uri, "total = ", "totals = total = ")
+        kept = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "*complete.py")])
+    finally:
+        tracemalloc.stop()
+    assert sum(trace.size for trace in kept.traces) < 200_000
+
+
+async def test_a_suggestion_that_was_cut_off_ends_with_a_whole_line(make_desk: MakeDesk) -> None:
+    desk = await make_desk({"answer": "a = 1\n    b = 2\n    c = three"}, NEXO_COMPLETION_MAX_TOKENS="8")
+    snapshot = desk.open("def f():\n    \n")
+    found = await complete(desk, snapshot.uri, "f():\n    ")
+    assert found is not None
+    assert found.text == "a = 1\n    b = 2"
+
+
+@pytest.mark.parametrize(
+    ("source", "cursor", "answer", "kept"),
+    [
+        (
+            "import os\n\n",
+            "os\n\n",
+            "def a():\n    return 1\n\ndef b():\n    return 2",
+            "def a():\n    return 1",
+        ),
+        (
+            "class A:\n    x = 1\n\n    \n",
+            "1\n\n    ",
+            "def a(self):\n        return 1\n\n    def b(self):\n        return 2\n",
+            "def a(self):\n        return 1",
+        ),
+        ("import os\n\n", "os\n\n", "a = 1\nb = 2", "a = 1\nb = 2"),
+    ],
+)
+async def test_a_suggested_definition_is_the_last_thing_suggested(
+    make_desk: MakeDesk, source: str, cursor: str, answer: str, kept: str
+) -> None:
+    desk = await make_desk({"answer": answer})
+    found = await complete(desk, desk.open(source).uri, cursor)
+    assert found is not None
+    assert found.text == kept
