@@ -231,3 +231,39 @@ def test_doctor_on_a_broken_database(tmp_path: Path, caplog: pytest.LogCaptureFi
     (tmp_path / "nexo.db").mkdir()
     found = {check.name: check for check in places(Folders(tmp_path, tmp_path, tmp_path))}
     assert found["database"].state == "problem"
+
+
+def program(*words: str, before: str = "", stdout: int | None = None) -> subprocess.CompletedProcess[str]:
+    """The program as a process, in which `before` was run first."""
+    code = f"import sys\n{before}\nfrom nexo_lsp.cli import main\nmain({list(words)!r})\n"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE if stdout is None else stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=ROOT,
+    )
+
+
+@pytest.mark.parametrize("words", [("models", "list"), ("doctor",), ("review", "examples"), ("config",)])
+def test_ctrl_c_while_the_program_is_still_starting(words: tuple[str, ...]) -> None:
+    early = (
+        "class Interrupts:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupts())"
+    )
+    done = program(*words, before=early)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "nexo-lsp: stopped\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only some systems have a device that is full")
+@pytest.mark.parametrize("words", [("--version",), ("models", "list"), ("config", "--json")])
+def test_output_that_cannot_be_written(words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = program(*words, stdout=full.fileno())
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "cannot be written" in done.stderr
