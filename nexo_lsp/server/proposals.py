@@ -51,7 +51,8 @@ class Preview:
 
     def complete(self, proposal: Proposal) -> None:
         """The code is made and checked; it waits for the user."""
-        self._text, self._version = proposal.text, proposal.version
+        # More tests may go into another open document than the one that they are for.
+        self._uri, self._text, self._version = proposal.uri, proposal.text, proposal.version
         self._server.proposals.keep(self._id, proposal)
         self._send(proposal.span, done=True)
 
@@ -60,9 +61,6 @@ class Preview:
         known = isinstance(error, NexoError)
         stopped = isinstance(error, asyncio.CancelledError)
         self._send(self._span, done=True, error=str(error) if known else "stopped" if stopped else "failed")
-
-    def dropped(self) -> None:
-        """There was nothing to propose."""
 
     def _send(self, span: Span, *, done: bool, error: str | None = None) -> None:
         documents = self._server.app.documents

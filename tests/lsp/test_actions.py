@@ -332,3 +332,27 @@ async def test_a_failed_proposal_says_so(start_editor: StartEditor) -> None:
     failed = await proposal(editor)
     assert "ended unexpectedly" in failed.error
     await editor.until(editor.messages)
+
+
+async def test_an_explanation_is_no_proposal(start_editor: StartEditor) -> None:
+    editor = await start_editor(
+        change=with_proposals, rules=[{"answer": "It doubles what it gets.", "delay_ms": 60}]
+    )
+    uri = editor.open("a.py", DONE)
+    await run(editor, uri, "double", "refactor.rewrite.nexo.explain")
+    await editor.until(lambda: ends(editor) == ["done"])
+    assert [method for method, _ in editor.notifications if method == "nexo/proposal"] == []
+
+
+async def test_a_proposal_for_an_open_test_file_names_that_file(start_editor: StartEditor) -> None:
+    editor = await start_editor(
+        change=with_proposals, rules=[{"match": "unit tests", "answer": "():\n    assert True\n"}]
+    )
+    (editor.folder / "test_a.py").write_text("import os\n", encoding="utf-8")
+    uri = editor.open("a.py", DONE)
+    tests = editor.open("test_a.py", "import os\n", version=7)
+    await run(editor, uri, "double", "refactor.rewrite.nexo.tests")
+    whole = await proposal(editor)
+    assert (whole.uri, whole.version, whole.range.start.line) == (tests, 7, 1)
+    assert (await editor.request("nexo/proposal/accept", {"id": whole.id})).applied is True
+    assert "def test_double():" in editor.buffers[tests].text

@@ -17,6 +17,7 @@ from nexo_lsp.server.capabilities import (
 )
 from nexo_lsp.server.convert import range_of, to_diagnostic
 from nexo_lsp.server.custom_messages import FindingArguments, TargetArguments
+from nexo_lsp.text import shift_span
 
 if TYPE_CHECKING:
     from nexo_lsp.documents import Snapshot
@@ -33,12 +34,15 @@ async def code_actions(
     """`textDocument/codeAction`. Findings are matched by range: not every client sends its diagnostics."""
     await server.settings.ready()
     app = server.app
-    if app.documents.find(params.text_document.uri) is None:
+    asked = app.documents.find(params.text_document.uri)
+    if asked is None:
         return None
+    span = asked.lines.span(range_of(params.range), server.encoding)
     snapshot = await app.documents.parsed(params.text_document.uri)
-    if app.permitted(snapshot) is not None:
+    edits = app.documents.edits_after(asked)
+    span = None if edits is None else shift_span(span, edits)
+    if span is None or app.permitted(snapshot) is not None:
         return None
-    span = snapshot.lines.span(range_of(params.range), server.encoding)
     findings = [finding for finding in app.reviews.findings(snapshot.uri) if finding.span.overlaps(span)]
     known = {finding.id: finding for finding in findings}
     actions = [_action(server, snapshot, offer, known) for offer in offers(snapshot, span, findings)]

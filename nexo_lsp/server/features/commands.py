@@ -46,7 +46,8 @@ async def _action(server: NexoServer, params: types.ExecuteCommandParams) -> Any
 
     async def work(job: Job) -> None:
         await server.settings.ready()
-        preview = server.proposals.preview(target, offer) if server.client.proposals else None
+        proposes = server.client.proposals and kind is not ActionKind.EXPLAIN
+        preview = server.proposals.preview(target, offer) if proposes else None
 
         def progress(state: ActionProgress) -> None:
             job.report(f"{state.tokens} tokens")
@@ -60,8 +61,6 @@ async def _action(server: NexoServer, params: types.ExecuteCommandParams) -> Any
                 preview.failed(error)
             raise
         if isinstance(result, Explanation):
-            if preview is not None:
-                preview.dropped()
             await show_explanation(server, result)
         elif preview is not None:
             preview.complete(result)
