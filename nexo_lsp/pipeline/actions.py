@@ -69,7 +69,7 @@ class Proposal:
     span: Span
     """What the action is about; the edits lie inside it or at its edges."""
     text: str
-    """The new code, for a preview."""
+    """What stands at `span` afterwards, for a preview; of a new file all that it holds."""
     edits: tuple[Edit, ...] = ()
     """Minimal edits of `uri`, by offsets of `version`."""
     new_files: tuple[NewFile, ...] = ()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from nexo_lsp.documents import Snapshot
 from nexo_lsp.syntax.languages import Language
 from nexo_lsp.syntax.outline import Symbol
 from nexo_lsp.syntax.parsing import parse
-from nexo_lsp.text import Span
+from nexo_lsp.text import Edit, Span, apply_edits
 
 FENCE = "```"
 _CLOSERS = ")]}\"'`;,:"
@@ -177,3 +179,9 @@ def _balanced(text: str) -> bool:
 def text_at(snapshot: Snapshot, span: Span) -> str:
     """The document's text at `span`."""
     return snapshot.text[span.start : span.end]
+
+
+def text_after(snapshot: Snapshot, span: Span, edits: Iterable[Edit]) -> str:
+    """What stands at `span` after `edits`, which lie inside it or at its edges."""
+    inside = [Edit(Span(e.span.start - span.start, e.span.end - span.start), e.text) for e in edits]
+    return apply_edits(text_at(snapshot, span), inside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nexo_lsp.errors import BadAnswer, UsageError
 from nexo_lsp.generation import Priority, Request
 from nexo_lsp.pipeline.actions import ActionProgress, Listener, Proposal, Task
-from nexo_lsp.pipeline.code import FENCE, dedented_part, head_of_definition, indentation, text_at
+from nexo_lsp.pipeline.code import FENCE, dedented_part, head_of_definition, indentation, text_after, text_at
 from nexo_lsp.pipeline.step import Workbench, infer
 from nexo_lsp.safety.validation import check_syntax, line_end, with_line_ends
 from nexo_lsp.syntax.languages import DocStyle, Language
@@ -54,7 +54,8 @@ class Documenter:
         await check_syntax(snapshot, (edit,), self._bench.offload)
         # A comment above is part of what must not change meanwhile.
         about = Span(min(symbol.span.start, edit.span.start), max(symbol.span.end, edit.span.end))
-        return Proposal(snapshot.uri, snapshot.version, task.offer.title, about, edit.text.strip(), (edit,))
+        text = text_after(snapshot, about, (edit,))
+        return Proposal(snapshot.uri, snapshot.version, task.offer.title, about, text, (edit,))
 
 
 def _opening(language: Language, style: DocStyle, head: str, symbol: Symbol) -> str:

@@ -21,6 +21,7 @@ from nexo_lsp.pipeline.code import (
     indentation,
     indented,
     language_word,
+    text_after,
     text_at,
     unfenced,
     unix,
@@ -113,7 +114,7 @@ class Rewriter:
         old = text_at(snapshot, place.span)
         edits = minimal_edits(old, indented(code, place.indent), place.span.start)
         await check_syntax(snapshot, edits, self._bench.offload)
-        text = with_line_ends(indented(code, place.indent), line_end(old))
+        text = text_after(snapshot, place.span, edits)
         return Proposal(snapshot.uri, snapshot.version, task.offer.title, place.span, text, edits)
 
     async def _prompt(self, task: Task, place: _Place) -> ChatPrompt:
@@ -183,7 +184,8 @@ class Rewriter:
         new = with_line_ends(f"\n{indent}{code.lstrip(' ')}", line_end(snapshot.text))
         edit = Edit(Span(end_of_comment, end_of_comment), new)
         await check_syntax(snapshot, (edit,), bench.offload)
-        return Proposal(snapshot.uri, snapshot.version, task.offer.title, comment, new, (edit,))
+        written = text_after(snapshot, comment, (edit,))
+        return Proposal(snapshot.uri, snapshot.version, task.offer.title, comment, written, (edit,))
 
 
 def _place(task: Task) -> _Place:

@@ -95,7 +95,7 @@ class TestWriter:
         end = len(opened.text)
         gap = "" if not opened.text.strip() else "\n\n" if opened.text.endswith("\n") else "\n\n\n"
         edit = Edit(Span(end, end), gap + text)
-        return Proposal(opened.uri, opened.version, title, Span(end, end), text, (edit,))
+        return Proposal(opened.uri, opened.version, title, Span(end, end), edit.text, (edit,))
 
 
 def _whole_statements(task: Task, text: str) -> str:

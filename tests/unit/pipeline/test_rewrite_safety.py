@@ -164,3 +164,22 @@ async def test_a_finding_is_fixed_in_any_language(make_desk: MakeDesk) -> None:
     fix = next(o for o in offers(snapshot, found.span, report.findings) if o.kind is ActionKind.FIX)
     proposal = await carry_out(desk, snapshot, fix)
     assert apply_edits(PERL, proposal.edits) == PERL.replace("= 3;", "= 4;")
+
+
+@pytest.mark.parametrize(
+    ("needle", "kind", "answer"),
+    [
+        ("return a", ActionKind.DOCUMENT, "Give a back."),
+        ("return a", ActionKind.OPTIMIZE, "    return +a"),
+        ("# double it", ActionKind.GENERATE, "b = 2 * a\n"),
+    ],
+)
+async def test_the_preview_is_what_stands_there_afterwards(
+    make_desk: MakeDesk, needle: str, kind: ActionKind, answer: str
+) -> None:
+    desk = await make_desk({"answer": answer})
+    source = "# 🎉\r\ndef f(a):\r\n    return a\r\n\r\n\r\n# double it\r\n"
+    snapshot = desk.open(source)
+    proposal = await carry_out(desk, snapshot, offers_at(snapshot, needle)[kind])
+    start, end = proposal.span
+    assert source[:start] + proposal.text + source[end:] == apply_edits(source, proposal.edits)
