@@ -30,6 +30,12 @@ _log = logging.getLogger(__name__)
 
 Answer = Delta | Done | Count
 
+# A worker that says nothing and yet computes (a long step of a large model, weights from a slow disk) is
+# given this many times the silence of one that stands still.
+_WORKING_PATIENCE = 6
+# Less than this share of one processor is no work: a worker that waits for something looks now and then.
+_WORKING_SHARE = 0.05
+
 # A worker that is starting may be silent for this long at least: the interpreter and the library are read
 # from disk before it can say anything.
 _START_SILENCE_S = 30.0
@@ -179,21 +185,26 @@ class Connection:
             inbox.put(item)
 
     async def _watch(self) -> None:
-        """End a worker that has work and says nothing.
+        """End a worker that has work and neither says anything nor computes; one that computes, much later.
 
         Silence is counted in ticks of this task, so that a laptop that slept for hours is not taken for a
         worker that hung.
         """
         tick = self._hang_s / 8
-        silent = 0.0
-        heard = self._heard
+        silent, still = 0.0, 0.0
+        heard, worked = self._heard, self._link.work_s()
         while not self._reader.done():
             await asyncio.sleep(tick)
             expecting = bool(self._inboxes) or self._loading is not None
-            silent = silent + tick if expecting and heard == self._heard else 0.0
+            before, worked = worked, self._link.work_s()
+            if not expecting or heard != self._heard:
+                silent = still = 0.0
+            else:
+                silent += tick
+                still = 0.0 if worked - before >= _WORKING_SHARE * tick else still + tick
             heard = self._heard
             limit = self._hang_s if self._loading is None else max(self._hang_s, _START_SILENCE_S)
-            if silent >= limit:
+            if still >= limit or silent >= _WORKING_PATIENCE * limit:
                 _log.error("The engine's worker %s has said nothing for %.1f s.", self.pid, silent)
                 self._lose(EngineCrashed(_HUNG))
                 self._link.kill()

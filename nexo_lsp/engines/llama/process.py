@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
+import psutil
+
 from nexo_lsp.engines.llama.messages import BadMessage, FromWorker, ToWorker, decode_from_worker, encode
 from nexo_lsp.errors import EngineCrashed
 
@@ -47,6 +49,10 @@ class WorkerLink(Protocol):
 
     def receive(self) -> AsyncIterator[FromWorker]:
         """What it says, until it is gone."""
+        ...
+
+    def work_s(self) -> float:
+        """How long it has computed or read so far, in seconds; what counts is that it grows."""
         ...
 
     def kill(self) -> None:
@@ -120,6 +126,14 @@ class ProcessLink:
                 _log.warning("The engine's worker wrote %r: %s", line[:200], error)
                 continue
             yield message
+
+    def work_s(self) -> float:
+        """The child's processor time; where the system tells it, with the time that it waited for disks."""
+        try:
+            times = psutil.Process(self._process.pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(times.user + times.system + getattr(times, "iowait", 0.0))
 
     def kill(self) -> None:
         """Send SIGKILL (or its like)."""
