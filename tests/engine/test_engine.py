@@ -150,6 +150,19 @@ async def test_a_relative_path_is_found(
     assert await make_engine(model).count_tokens("four") == 4
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes names of any bytes")
+async def test_a_path_that_is_not_utf8_is_loaded(
+    make_engine: MakeEngine, tiny_model: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / os.fsdecode(b"odd\xff.gguf")
+    odd.symlink_to(tiny_model)
+
+    async def model() -> Path:
+        return odd
+
+    assert await make_engine(model).count_tokens("four") == 4
+
+
 async def test_text_with_lone_surrogates_does_no_harm(make_engine: MakeEngine) -> None:
     engine = make_engine()
     assert (await collect(engine.stream(infill("a = '\ud800'", "\udc00"))))[1].tokens == 40

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -91,7 +92,7 @@ class Model:
 
         params.progress_callback = callback = c.llama_progress_callback(report)
         library.errors.clear()
-        self.handle = c.llama_model_load_from_file(str(path).encode(), params)
+        self.handle = c.llama_model_load_from_file(os.fsencode(path), params)
         del callback  # It had to live until here: ctypes keeps no reference to it.
         if not self.handle:
             raise NativeError("; ".join(library.errors) or "llama.cpp gave no reason")
