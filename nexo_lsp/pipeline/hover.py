@@ -22,6 +22,8 @@ _CONTEXT_TOKENS = 200
 _MAX_TOKENS = 96
 # A huge file that was just opened is being parsed: the hover after this one finds it done.
 _PARSE_S = 2.0
+# Failures that nobody hovered over again are kept up to this number.
+_MOST_FAILED = 64
 # More than this much code is not read for two sentences; its beginning says what it does.
 _MOST_CODE = 3000
 
@@ -177,6 +179,8 @@ class HoverService:
             answer = await infer(self._bench.engine(), request)
         except NexoError as error:
             self._failed[key] = str(error)
+            if len(self._failed) > _MOST_FAILED:
+                del self._failed[next(iter(self._failed))]
             self.on_failure(error)
             raise
         text = _whole_sentences(answer.text.strip())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lsprotocol import types
 
-from nexo_lsp.errors import DisabledError, NexoError
+from nexo_lsp.errors import DisabledError, DocumentError, EngineClosed, NexoError
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +46,14 @@ class Failures:
         self._show(message, types.MessageType.Error)
 
     def tell_once(self, error: BaseException) -> None:
-        """Show an error of background work: once, not at every keystroke or save. Disabled work is silent."""
+        """Show an error of background work: once, not at every keystroke or save.
+
+        Nothing is shown of work that the user ended: by a switch, by closing the document, or by settings
+        that ask for another engine.
+        """
         message = self.message(error)
-        if isinstance(error, DisabledError):
-            log.debug("not asked: %s", message)
+        if isinstance(error, DisabledError | DocumentError | EngineClosed):
+            log.debug("not answered: %s", message)
             return
         log.warning("background work failed: %s", message)
         self.notice_once(message, types.MessageType.Error)

@@ -5,7 +5,7 @@ All offsets are code points from the start of the text.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -100,13 +100,9 @@ class Outline:
 
     def calls_in(self, span: Span) -> tuple[Reference, ...]:
         """The calls inside `span`."""
-        first = bisect_right([call.span.start for call in self.calls], span.start - 1)
-        out: list[Reference] = []
-        for call in self.calls[first:]:
-            if call.span.start >= span.end:
-                break
-            out.append(call)
-        return tuple(out)
+        first = bisect_right(self.calls, span.start - 1, key=lambda call: call.span.start)
+        end = bisect_left(self.calls, span.end, lo=first, key=lambda call: call.span.start)
+        return self.calls[first : max(first, end)]
 
     def comment_at(self, offset: int) -> Span | None:
         """The comment that holds `offset`."""

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 from lsprotocol import types
 
-from nexo_lsp.errors import DisabledError, EngineCrashed, EngineError
+from nexo_lsp.errors import (
+    DisabledError,
+    DocumentNotOpen,
+    EngineClosed,
+    EngineCrashed,
+    EngineError,
+    NexoError,
+    StaleDocument,
+)
 from nexo_lsp.server.failures import Failures
 
 LOG = Path("logs") / "server.log"
@@ -48,8 +56,11 @@ def test_background_errors_are_shown_once_until_settings_change(failures: Failur
     assert shown[2:] == ["No engine."]
 
 
-def test_what_is_switched_off_is_silent(failures: Failures, shown: list[str]) -> None:
-    failures.tell_once(DisabledError("Off."))
+@pytest.mark.parametrize("kind", [DisabledError, DocumentNotOpen, StaleDocument, EngineClosed])
+def test_what_is_switched_off_closed_or_gone_is_silent(
+    failures: Failures, shown: list[str], kind: type[NexoError]
+) -> None:
+    failures.tell_once(kind("Off."))
     assert shown == []
 
 
