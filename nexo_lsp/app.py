@@ -14,7 +14,7 @@ from nexo_lsp.context.gather import Gatherer
 from nexo_lsp.context.prompts import Prompts
 from nexo_lsp.documents import DocumentStore, Snapshot, local_place
 from nexo_lsp.engines.engine import Engine
-from nexo_lsp.errors import DisabledError, ModelCorrupt, ModelMissing, NexoError
+from nexo_lsp.errors import DisabledError, ModelCorrupt, ModelDownloadCancelled, ModelMissing, NexoError
 from nexo_lsp.folders import Folders, folders
 from nexo_lsp.generation import Capabilities, EngineState, EngineStatus, Piece, Request
 from nexo_lsp.ignore import IgnoreRules
@@ -323,7 +323,12 @@ class App:
         def fetch(progress: Callable[[PullProgress], None], cancel: threading.Event) -> Path:
             return self.store.pull(name, progress, cancel)
 
-        return await self._host.download(name, size, fetch)
+        try:
+            return await self._host.download(name, size, fetch)
+        except ModelDownloadCancelled:
+            # The next keystroke would begin it again; a change of the settings asks anew.
+            self._declined = True
+            raise
 
     def _fetched(self, name: str, task: asyncio.Task[Path]) -> None:
         del self._fetching[name]

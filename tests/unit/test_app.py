@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from nexo_lsp.app import create_app
-from nexo_lsp.errors import ModelDownloadCancelled
+from nexo_lsp.errors import ModelDownloadCancelled, ModelMissing
 from nexo_lsp.models.progress import PullProgress
+from nexo_lsp.settings import Layer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,3 +89,30 @@ async def test_closing_waits_until_a_download_has_come_to_rest(tmp_path: Path) -
     assert host.ended_in_good_order
     with pytest.raises((asyncio.CancelledError, ModelDownloadCancelled)):
         await asking
+
+
+class Stopping(Downloading):
+    """A host whose user stops the download by its progress bar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.downloads = 0
+
+    async def download(self, model: str, size_bytes: int, fetch: object) -> Path:
+        self.downloads += 1
+        raise ModelDownloadCancelled("The download was stopped.")
+
+
+async def test_a_download_that_the_user_stopped_does_not_begin_again_by_itself(tmp_path: Path) -> None:
+    host = Stopping()
+    app = create_app({"NEXO_HOME": str(tmp_path), "NEXO_ENGINE": "native"}, host)
+    with pytest.raises(ModelDownloadCancelled):
+        await app.model_file()
+    with pytest.raises(ModelMissing, match="nexo-lsp models pull"):
+        await app.model_file()
+    assert host.downloads == 1
+    app.configure([Layer("editor", {"models": {"autoDownload": "always"}})])
+    with pytest.raises(ModelDownloadCancelled):
+        await app.model_file()
+    assert host.downloads == 2
+    await app.close()
