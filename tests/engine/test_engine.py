@@ -19,6 +19,7 @@ from nexo_lsp.errors import (
     EngineCrashed,
     EngineError,
     EngineLoadFailed,
+    ModelDownloadFailed,
     ModelMissing,
     PromptTooLong,
 )
@@ -208,17 +209,35 @@ async def test_failing_again_and_again_backs_off(make_engine: MakeEngine, tmp_pa
     async def model() -> Path:
         nonlocal asked
         asked += 1
-        raise ModelMissing("There is no model.")
+        raise ModelDownloadFailed("There is no model.")
 
     engine = make_engine(model, clock=lambda: now)
     for _ in range(3):
-        with pytest.raises(ModelMissing, match="There is no model"):
+        with pytest.raises(ModelDownloadFailed, match="There is no model"):
             await collect(engine.stream(chat()))
     assert asked == 2, "the first retry is made at once, the next one has to wait"
     now += 1.1
-    with pytest.raises(ModelMissing):
+    with pytest.raises(ModelDownloadFailed):
         await collect(engine.stream(chat()))
     assert asked == 3
+
+
+async def test_a_model_that_was_missing_works_as_soon_as_it_is_there(
+    make_engine: MakeEngine, tiny_model: Path
+) -> None:
+    there = False
+
+    async def model() -> Path:
+        if not there:
+            raise ModelMissing("There is no model.")
+        return tiny_model
+
+    engine = make_engine(model, clock=lambda: 0.0)
+    for _ in range(4):
+        with pytest.raises(ModelMissing):
+            await engine.count_tokens("x")
+    there = True
+    assert await engine.count_tokens("four") == 4
 
 
 async def test_an_idle_engine_lets_go_of_the_model_and_loads_it_again(make_engine: MakeEngine) -> None:

@@ -16,7 +16,15 @@ import psutil
 from nexo_lsp.engines.llama.connection import Connection
 from nexo_lsp.engines.llama.messages import Cancel, Count, CountTokens, Delta, Done, Load, Start
 from nexo_lsp.engines.llama.process import Spawn, spawn_process
-from nexo_lsp.errors import EngineClosed, EngineCrashed, EngineUnavailable, NexoError
+from nexo_lsp.errors import (
+    EngineClosed,
+    EngineCrashed,
+    EngineUnavailable,
+    ModelCorrupt,
+    ModelMissing,
+    ModelUnknown,
+    NexoError,
+)
 from nexo_lsp.generation import (
     Capabilities,
     EngineState,
@@ -28,6 +36,9 @@ from nexo_lsp.generation import (
 )
 
 _log = logging.getLogger(__name__)
+
+# To see these costs a look at the disk, and as soon as the user has mended them the next request shall work.
+_SEEN_AT_ONCE = (ModelMissing, ModelCorrupt, ModelUnknown)
 
 _BACKOFF_FIRST_S, _BACKOFF_MOST_S = 1.0, 60.0
 
@@ -255,6 +266,8 @@ class LlamaEngine:
     def _note_failure(self, error: NexoError) -> None:
         """Back off: the first try after a failure comes at once, later ones ever more slowly."""
         self._last_error = error
+        if isinstance(error, _SEEN_AT_ONCE):
+            return
         self._failures += 1
         wait = 0.0
         if self._failures > 1:
