@@ -125,6 +125,8 @@ class TerminalHost:
                 except asyncio.CancelledError:
                     cancel.set()
                     await asyncio.wait([running])
+                    if not running.cancelled() and (error := running.exception()) is not None:
+                        self._screen.tell(str(error), "warning")
                     raise
 
     def notice(self, message: str, level: Level) -> None:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from nexo_lsp.cli.terminal import Screen, StatusLine, TerminalHost
-from nexo_lsp.errors import ModelDownloadFailed
+from nexo_lsp.errors import ModelDownloadCancelled, ModelDownloadFailed
 from nexo_lsp.models.progress import ProgressReport, PullProgress
 
 
@@ -95,3 +97,25 @@ def test_the_status_line_never_wraps_and_leaves_nothing() -> None:
     assert "calculate" not in out.getvalue()
     # The last thing is to erase the line.
     assert out.getvalue().rstrip().endswith("\x1b[2K")
+
+
+async def test_a_download_that_is_stopped_by_ctrl_c_ends_in_one_line() -> None:
+    surroundings, out = host(terminal=False)
+    begun = threading.Event()
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unheard.append(context))
+
+    def fetch(report: ProgressReport, cancel: threading.Event) -> Path:
+        begun.set()
+        assert cancel.wait(30)
+        raise ModelDownloadCancelled("The download was stopped; what came so far is kept.")
+
+    task = asyncio.create_task(surroundings.download("tiny", 1, fetch))
+    await asyncio.to_thread(begun.wait, 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    del task
+    gc.collect()
+    assert unheard == []
+    assert out.getvalue() == "nexo-lsp: The download was stopped; what came so far is kept.\n"
