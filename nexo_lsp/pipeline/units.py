@@ -13,6 +13,12 @@ from nexo_lsp.text import Span
 # A unit of more tokens is cut: a small model loses the thread, and the prompt's fixed part needs room too.
 _UNIT_TOKENS = 1200
 _LONGEST_TOKENS = 2 * _UNIT_TOKENS
+# LSP language ids (and Vim's file types) of prose and data, in which a review for defects has nothing to find.
+_NOT_CODE = frozenset({
+    "asciidoc", "bibtex", "csv", "diff", "git-commit", "git-rebase", "gitcommit", "gitignore", "gitrebase", "help",
+    "html", "ignore", "ini", "json", "json5", "jsonc", "jsonl", "latex", "log", "mail", "markdown", "plaintext",
+    "properties", "restructuredtext", "rst", "svg", "tex", "text", "toml", "tsv", "xml", "yaml",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +32,12 @@ class Unit:
 
 
 def review_units(snapshot: Snapshot) -> tuple[Unit, ...]:
-    """The document's functions and methods with something in them; without a grammar, stretches of lines."""
+    """The document's functions and methods with something in them; without a grammar, stretches of lines.
+
+    Prose and data have none.
+    """
+    if snapshot.language_id in _NOT_CODE:
+        return ()
     if not is_understood(snapshot):
         return _stretches(snapshot, Span(0, len(snapshot.text)), "")
     units: list[Unit] = []

@@ -383,3 +383,13 @@ def test_a_language_with_a_tree_and_no_outline_goes_by_lines() -> None:
     packed = replace(python, id="packed", query="")
     snapshot = Snapshot("file:///a", "packed", packed, 1, SOURCE, PositionEncoding.UTF16)
     assert [unit.symbol for unit in review_units(snapshot)] == [""]
+
+
+@pytest.mark.parametrize(
+    ("name", "language"), [("a.md", "markdown"), ("a.json", "json"), ("a.txt", "plaintext")]
+)
+async def test_prose_and_data_are_not_reviewed(make_desk: MakeDesk, name: str, language: str) -> None:
+    desk = await make_desk()
+    report = await desk.app.reviews.review(desk.open('{"a": 1}\nSome words.\n', name, language).uri)
+    assert report.complete
+    assert desk.events() == []
