@@ -1,6 +1,9 @@
 """How good the review is: small functions with and without a known defect, put to the real model.
 
-    python -m benchmarks.review [--model NAME_OR_PATH] [--bias NUMBER] [--json]
+    python -m benchmarks.review [--cases tuned|heldout] [--model NAME_OR_PATH] [--bias NUMBER] [--json]
+
+The prompt's examples and biases were chosen by the `tuned` cases; the `heldout` ones were written afterwards and
+only measured.
 
 Reported: of the functions with a defect, how many got a finding, and how many one on the right line; of the
 functions without, how many got one all the same.
@@ -27,16 +30,17 @@ from nexo_lsp.models.store import ModelStore
 from nexo_lsp.pipeline.step import infer
 from nexo_lsp.syntax.languages import language_for
 
-CASES = Path(__file__).parent / "data" / "review_cases.toml"
+DATA = Path(__file__).parent / "data"
+CASES = {"tuned": DATA / "review_cases.toml", "heldout": DATA / "review_heldout.toml"}
 
 
-async def run(model: str, bias: float | None) -> list[dict[str, object]]:
+async def run(cases: Path, model: str, bias: float | None) -> list[dict[str, object]]:
     async def path() -> Path:
         return ModelStore(folders(os.environ).models, os.environ).locate(model)
 
     engine, prompts = LlamaEngine(path), Prompts()
     rows: list[dict[str, object]] = []
-    for case in tomllib.loads(CASES.read_text(encoding="utf-8"))["case"]:
+    for case in tomllib.loads(cases.read_text(encoding="utf-8"))["case"]:
         code = case["code"].strip("\n")
         request = Request(
             prompt=prompts.review(language_for(case["language"]), code, ""),
@@ -66,11 +70,12 @@ async def run(model: str, bias: float | None) -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--cases", choices=list(CASES), default="tuned")
     parser.add_argument("--model", default="auto")
     parser.add_argument("--bias", type=float)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    rows = asyncio.run(run(args.model, args.bias))
+    rows = asyncio.run(run(CASES[args.cases], args.model, args.bias))
     bad = [row for row in rows if row["defect"]]
     fine = [row for row in rows if not row["defect"]]
     summary = {

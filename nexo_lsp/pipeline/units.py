@@ -13,11 +13,12 @@ from nexo_lsp.text import Span
 # A unit of more tokens is cut: a small model loses the thread, and the prompt's fixed part needs room too.
 _UNIT_TOKENS = 1200
 _LONGEST_TOKENS = 2 * _UNIT_TOKENS
-# LSP language ids (and Vim's file types) of prose and data, in which a review for defects has nothing to find.
+# LSP language ids (and Vim's file types) of prose and data, where a review for defects has nothing to find.
 _NOT_CODE = frozenset({
-    "asciidoc", "bibtex", "csv", "diff", "git-commit", "git-rebase", "gitcommit", "gitignore", "gitrebase", "help",
-    "html", "ignore", "ini", "json", "json5", "jsonc", "jsonl", "latex", "log", "mail", "markdown", "plaintext",
-    "properties", "restructuredtext", "rst", "svg", "tex", "text", "toml", "tsv", "xml", "yaml",
+    "asciidoc", "bibtex", "csv", "diff", "git-commit", "git-rebase", "gitcommit", "gitignore",
+    "gitrebase", "help", "html", "ignore", "ini", "json", "json5", "jsonc", "jsonl", "latex", "log",
+    "mail", "markdown", "plaintext", "properties", "restructuredtext", "rst", "svg", "tex", "text",
+    "toml", "tsv", "xml", "yaml",
 })  # fmt: skip
 
 
