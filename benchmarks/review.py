@@ -2,8 +2,8 @@
 
     python -m benchmarks.review [--cases tuned|heldout] [--model NAME_OR_PATH] [--bias NUMBER] [--json]
 
-The prompt's examples and biases were chosen by the `tuned` cases; the `heldout` ones were written afterwards and
-only measured.
+The prompt's examples and biases were chosen by the `tuned` cases; the `heldout` ones were written afterwards
+and only measured.
 
 Reported: of the functions with a defect, how many got a finding, and how many one on the right line; of the
 functions without, how many got one all the same.
@@ -34,13 +34,13 @@ DATA = Path(__file__).parent / "data"
 CASES = {"tuned": DATA / "review_cases.toml", "heldout": DATA / "review_heldout.toml"}
 
 
-async def run(cases: Path, model: str, bias: float | None) -> list[dict[str, object]]:
+async def run(cases: list[dict[str, str]], model: str, bias: float | None) -> list[dict[str, object]]:
     async def path() -> Path:
         return ModelStore(folders(os.environ).models, os.environ).locate(model)
 
     engine, prompts = LlamaEngine(path), Prompts()
     rows: list[dict[str, object]] = []
-    for case in tomllib.loads(cases.read_text(encoding="utf-8"))["case"]:
+    for case in cases:
         code = case["code"].strip("\n")
         request = Request(
             prompt=prompts.review(language_for(case["language"]), code, ""),
@@ -75,7 +75,8 @@ def main() -> None:
     parser.add_argument("--bias", type=float)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    rows = asyncio.run(run(CASES[args.cases], args.model, args.bias))
+    cases = tomllib.loads(CASES[args.cases].read_text(encoding="utf-8"))["case"]
+    rows = asyncio.run(run(cases, args.model, args.bias))
     bad = [row for row in rows if row["defect"]]
     fine = [row for row in rows if not row["defect"]]
     summary = {
