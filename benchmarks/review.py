@@ -18,6 +18,7 @@ import os
 import time
 import tomllib
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.table import Table
@@ -93,7 +94,7 @@ def main() -> None:
     table = Table("function", "defect", "findings", "s")
     for row in rows:
         colour = "green" if bool(row["flagged"]) == bool(row["defect"]) else "red"
-        findings = "\n".join(row["findings"]) or "–"  # type: ignore[arg-type]
+        findings = "\n".join(cast("list[str]", row["findings"])) or "–"
         table.add_row(
             str(row["name"]), str(row["defect"] or "–"), f"[{colour}]{findings}[/]", str(row["seconds"])
         )

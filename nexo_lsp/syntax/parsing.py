@@ -17,7 +17,7 @@ from nexo_lsp.syntax.byte_index import ByteIndex, encode
 from nexo_lsp.syntax.languages import Language, grammar_of
 from nexo_lsp.syntax.outline import CodeKind, Outline
 from nexo_lsp.syntax.symbols import Memo, outline_of
-from nexo_lsp.text import Edit, Span
+from nexo_lsp.text import Edit
 
 # Where a text does not parse, tree-sitter's error recovery depends on the tree that the parse started from.
 # Up to this size (in code points) such a text is parsed once more from nothing, which takes a few
@@ -33,39 +33,6 @@ _CODE_IN_STRING_TYPE = re.compile(
 )
 _STRING_TYPE = re.compile(
     r"string|^(char|char_literal|character_literal|rune_literal|heredoc_body|template_literal)$|^regex"
-)
-
-_BLOCK_TYPES = frozenset(
-    {
-        "block",
-        "block_body",
-        "body_statement",
-        "class_body",
-        "compound_statement",
-        "constructor_body",
-        "declaration_list",
-        "do_block",
-        "do_group",
-        "enum_body",
-        "enum_class_body",
-        "enum_declaration_list",
-        "enum_member_declaration_list",
-        "enum_variant_list",
-        "enumerator_list",
-        "field_declaration_list",
-        "function_body",
-        "interface_body",
-        "match_block",
-        "object",
-        "object_type",
-        "statement_block",
-        "subshell",
-        "switch_body",
-        "switch_block",
-        "table_constructor",
-        "then",
-        "else",
-    }
 )
 
 
@@ -155,37 +122,9 @@ class SyntaxTree:
                 return kind
         return CodeKind.CODE
 
-    def block_at(self, offset: int) -> Span | None:
-        """The innermost block or body around `offset`, None at the top level.
-
-        Where indentation ends blocks, blank lines after a block belong to it as far as `offset` is indented.
-        """
-        if self.language.indent_blocks:
-            return self._indented_block_at(offset)
-        byte = self._index.byte(offset)
-        for node in self._around(byte):
-            if node.type in _BLOCK_TYPES and node.start_byte <= byte <= node.end_byte and node.child_count:
-                bracketed = not node.children[0].is_named
-                if not bracketed or node.start_byte < byte < node.end_byte:
-                    return self._span(node)
-        return None
-
-    def statement_span(self, offset: int) -> Span | None:
-        """The smallest statement or definition around `offset`, None between statements."""
-        byte = self._index.byte(offset)
-        below: tree_sitter.Node | None = None
-        for node in self._around(byte):
-            if node.parent is None or node.type in _BLOCK_TYPES or node.type in {"statement_list", "ERROR"}:
-                return None if below is None or not below.is_named else self._span(below)
-            below = node
-        return None
-
     def sexp(self) -> str:
         """The tree as an S-expression, for tests."""
         return str(self._raw.root_node)
-
-    def _span(self, node: tree_sitter.Node) -> Span:
-        return Span(self._index.offset(node.start_byte), self._index.offset(node.end_byte))
 
     def _around(self, byte: int) -> Iterator[tree_sitter.Node]:
         """The nodes that hold or touch `byte`, innermost first; at a border those before it come first."""
@@ -204,22 +143,6 @@ class SyntaxTree:
     def _closed(self, comment: tree_sitter.Node) -> bool:
         data = self._data[comment.start_byte : comment.end_byte]
         return data.startswith((b"/*", b"--[", b"=begin")) or data.endswith(b"\n")
-
-    def _indented_block_at(self, offset: int) -> Span | None:
-        line_start = self.text.rfind("\n", 0, offset) + 1
-        before = self.text[line_start:offset]
-        column = len(before) if not before.strip() else None
-        last = len(self.text[:offset].rstrip())
-        byte = self._index.byte(offset if column is None else max(0, last - 1))
-        node = self._raw.root_node.descendant_for_byte_range(byte, byte)
-        while node is not None:
-            if node.type == "block" and node.child_count:
-                deep_enough = column is None or node.start_point.column <= column
-                if deep_enough and node.start_byte <= byte <= node.end_byte:
-                    span = self._span(node)
-                    return Span(span.start, max(span.end, offset))
-            node = node.parent
-        return None
 
 
 def parse(

@@ -22,7 +22,7 @@ from nexo_lsp.offload import in_thread
 from nexo_lsp.syntax.parsing import parse
 from nexo_lsp.text import Change, Edit, Position, PositionEncoding, Range, Span, apply_edits
 
-URI = "file:///work/a.py"
+URI = "file:///project/a.py"
 T = TypeVar("T")
 
 

@@ -1,1 +1,1 @@
-"""PLACE."""
+"""One file a feature."""

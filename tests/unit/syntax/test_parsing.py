@@ -1,4 +1,4 @@
-"""Trees: what stands at a place, blocks, statements, errors, and incremental parses."""
+"""Trees: what stands at a place, errors, and incremental parses."""
 
 from __future__ import annotations
 
@@ -66,47 +66,6 @@ def marked(text: str) -> tuple[str, int]:
 def test_what_stands_at_a_place(language_id: str, text: str, kind: CodeKind) -> None:
     plain, offset = marked(text)
     assert tree_of(language_id, plain).code_kind_at(offset) is kind
-
-
-@pytest.mark.parametrize(
-    ("language_id", "text", "block"),
-    [
-        ("python", "def f():\n    a()\n    ‸b()\n", "a()\n    b()"),
-        ("python", "def f():\n    if x:\n        a()\n        ‸\n    b()\n", "a()\n        "),
-        ("python", "def f():\n    if x:\n        a()\n    ‸\n", "if x:\n        a()\n    "),
-        ("python", "‸x = 1\n", None),
-        ("javascript", "function f() { if (x) { a(‸) } }", "{ a() }"),
-        ("javascript", "function f() { if (x) { a() }‸ }", "{ if (x) { a() } }"),
-        ("javascript", "a();‸ function f() {}", None),
-        ("go", "package p\nfunc f() {\n\t‸\n}\n", "{\n\t\n}"),
-        ("rust", "impl A { fn f() {} ‸}", "{ fn f() {} }"),
-        ("java", "class A { int x; ‸ }", "{ int x;  }"),
-        ("ruby", "def f\n  a\n  ‸b\nend", "a\n  b"),
-        ("shellscript", "f() {\n  a‸\n}", "{\n  a\n}"),
-        ("lua", "function f()\n  a()\n  ‸b()\nend", "a()\n  b()"),
-        ("kotlin", "fun f() { a(‸) }", "{ a() }"),
-    ],
-)
-def test_the_block_around_a_place(language_id: str, text: str, block: str | None) -> None:
-    plain, offset = marked(text)
-    span = tree_of(language_id, plain).block_at(offset)
-    assert (None if span is None else plain[span.start : span.end]) == block
-
-
-@pytest.mark.parametrize(
-    ("language_id", "text", "statement"),
-    [
-        ("python", "def f():\n    x = g(‸1)\n    y = 2\n", "x = g(1)"),
-        ("python", "def f‸():\n    x = 1\n", "def f():\n    x = 1"),
-        ("javascript", "function f() { return a‸ + b; }", "return a + b;"),
-        ("go", "package p\nfunc f() {\n\tx := 1‸\n\ty := 2\n}\n", "x := 1"),
-        ("python", "x = 1\n\n‸\n\ny = 2\n", None),
-    ],
-)
-def test_the_statement_around_a_place(language_id: str, text: str, statement: str | None) -> None:
-    plain, offset = marked(text)
-    span = tree_of(language_id, plain).statement_span(offset)
-    assert (None if span is None else plain[span.start : span.end]) == statement
 
 
 @pytest.mark.parametrize(
