@@ -6,7 +6,8 @@ The prompt's examples and biases were chosen by the `tuned` cases; the `heldout`
 and only measured.
 
 Reported: of the functions with a defect, how many got a finding, and how many one on the right line; of the
-functions without, how many got one all the same.
+functions without, how many got one all the same. Beside it stands on how many of each the prompt's own signs
+(regular expressions that choose examples) are found, which is what could be had without a model.
 """
 
 from __future__ import annotations
@@ -41,10 +42,12 @@ async def run(cases: list[dict[str, str]], model: str, bias: float | None) -> li
 
     engine, prompts = LlamaEngine(path), Prompts()
     rows: list[dict[str, object]] = []
+    without_pairs = len(prompts.review(None, "", "").messages)
     for case in cases:
         code = case["code"].strip("\n")
+        prompt = prompts.review(language_for(case["language"]), code, "")
         request = Request(
-            prompt=prompts.review(language_for(case["language"]), code, ""),
+            prompt=prompt,
             json_schema=prompts.review_schema(code, 3),
             logit_bias=prompts.review_bias(code) if bias is None else ((" []", bias),),
             max_tokens=400,
@@ -59,6 +62,7 @@ async def run(cases: list[dict[str, str]], model: str, bias: float | None) -> li
             {
                 "name": code.splitlines()[0],
                 "defect": defect,
+                "sign": len(prompt.messages) > without_pairs,
                 "flagged": bool(findings),
                 "right_line": defect is not None and any(defect in f["quote"] for f in findings),
                 "findings": [f"{f['quote']} → {f['category']}: {f['message']}" for f in findings],
@@ -82,6 +86,8 @@ def main() -> None:
     fine = [row for row in rows if not row["defect"]]
     summary = {
         "defects": len(bad),
+        "signs_on_defects": sum(bool(row["sign"]) for row in bad),
+        "signs_on_fine": sum(bool(row["sign"]) for row in fine),
         "flagged": sum(bool(row["flagged"]) for row in bad),
         "right_line": sum(bool(row["right_line"]) for row in bad),
         "fine": len(fine),
