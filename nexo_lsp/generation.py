@@ -42,6 +42,9 @@ class ChatPrompt:
 
     messages: tuple[Message, ...]
     answer_prefix: str = ""
+    static_messages: int = 0
+    """How many of the first messages are the same in every request of this kind and hold nothing of the
+    user's: what an engine may keep, evaluated, between two runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,9 @@ class Request:
     """A JSON schema (as JSON text, so that the request stays hashable) that the answer is constrained to."""
     logit_bias: tuple[tuple[str, float], ...] = ()
     """Texts of one token each, and what is added to their logits; a text of several tokens is left alone."""
+    prediction: str = ""
+    """Text that the answer probably repeats in parts (the code that is rewritten), or is. An engine may guess
+    from it and verify several tokens at once; the answer stays what it would be without."""
     priority: Priority = Priority.FOREGROUND
     deadline_s: float | None = None
     """Seconds from the moment the request is made until it ends with `FinishReason.DEADLINE`."""

@@ -7,7 +7,7 @@ on the class. A line that is not a message raises `BadMessage` in `decode_*`; it
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Annotated, Literal, TypeVar
 
@@ -41,13 +41,20 @@ class Failure(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load this model. `threads` 0 and `gpu_layers` None let the worker choose."""
+    """Load this model. `threads` 0, `gpu_layers` None and `kv_type` "" let the worker choose."""
 
     path: str
     context_tokens: int
     threads: int = 0
     sequences: int = 8
     gpu_layers: int | None = None
+    kv_type: Literal["", "f16", "q8_0"] = ""
+    memory_limit_mb: int = 0
+    """What the worker may take in all, in MiB; context, sequences and cells follow from it. 0: no limit."""
+    prefix_folder: str = ""
+    """Where evaluated static prompt prefixes are kept between two runs; empty keeps none."""
+    draft_path: str = ""
+    """A smaller model of the same vocabulary that may draft; empty: none."""
     kind: Literal["load"] = "load"
 
 
@@ -57,6 +64,8 @@ class Start:
 
     id: int
     request: Request
+    client: int = 0
+    """Who asks: among equally urgent requests the clients are served in turn."""
     kind: Literal["start"] = "start"
 
 
@@ -109,6 +118,9 @@ class Loaded:
     infill: bool
     device: str
     load_s: float
+    sequences: int = 8
+    kv_type: str = "f16"
+    gpu_layers: int = 0
     kind: Literal["loaded"] = "loaded"
 
 
@@ -171,14 +183,41 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    """What a person wants to know about an engine that feels slow; sums count since the load."""
+
+    waiting: int = 0
+    """Requests that began and wait for more urgent ones."""
+    batch_fill: float | None = None
+    """Sequences that are written together in one step, as a moving average."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of `prompt_tokens`, those that did not have to be evaluated."""
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Of `drafted_tokens`, those that the model would have written itself."""
+    overtaken: int = 0
+    """Steps that were given up for something more urgent."""
+    cancel_ms: float | None = None
+    """From reading a cancel to the next step, as a moving average."""
+    cells: int = 0
+    """Tokens that the cache holds, each counted once however many sequences share it."""
+    swapped_bytes: int = 0
+    """Cached prompts that were moved out of the engine's memory."""
+    threads: int = 0
+    """Threads for single tokens at this moment."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
-    """How the worker is doing: jobs, speeds (moving averages), and the cache."""
+    """How the worker is doing: jobs, speeds (moving averages), and the cache; sums count since the load."""
 
     queued: int
     running: int
     prompt_tokens_per_s: float | None
     decode_tokens_per_s: float | None
     cached_sequences: int
+    metrics: Metrics = field(default_factory=Metrics)
     kind: Literal["stats"] = "stats"
 
 
