@@ -337,7 +337,7 @@ class App:
 
     def _select(self) -> Selection:
         providers: list[Provider] = [
-            NativeProvider(self.settings.engine, self.model_file),
+            NativeProvider(self.settings.engine, self.model_file, self.folders.prefixes),
             MockProvider(self._environ),
         ]
         return select(self.settings.engine.kind, providers)

@@ -21,6 +21,11 @@ class Folders:
     """The database and what must survive an update."""
     logs: Path
 
+    @property
+    def prefixes(self) -> Path:
+        """Evaluated prompts that hold nothing of the user's: made again if they are lost."""
+        return self.models.parent / "prefixes"
+
 
 def expanded(text: str) -> Path:
     """The path that a person wrote, `~` and `~name` resolved.

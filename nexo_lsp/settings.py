@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
@@ -42,6 +42,18 @@ class EngineSettings(_Section):
     )
     threads: int = Field(
         default=0, ge=0, le=256, description="CPU threads for inference; 0 chooses from the machine."
+    )
+    memory_limit_mb: int = Field(
+        default=0,
+        ge=0,
+        description="What the engine may take in all, in MiB; its context is made smaller, and its cache "
+        "compressed, to stay within it. 0 sets no limit: then only what is free when the model is loaded "
+        "counts.",
+    )
+    gpu_layers: Literal["auto", "none", "all"] | Annotated[int, Field(ge=0, le=1000)] = Field(
+        default="auto",
+        description="How many of the model's layers go to a GPU where llama.cpp was built for one: `auto` "
+        "takes as many as fit, `none`, `all`, or so many.",
     )
 
 
@@ -312,7 +324,8 @@ def _check(name: str, value: object) -> str | None:
     try:
         Settings.model_validate(_nest({name: value}))
     except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Input ")
+        # A setting that may be a word or a number has a reason against each.
+        reason = ", or ".join(found["msg"].removeprefix("Input ") for found in error.errors())
         return f"{value!r} {reason}; using {default(name)!r} unless it is set elsewhere"
     return None
 

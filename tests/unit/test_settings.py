@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from nexo_lsp import settings
+from nexo_lsp.runtime.providers.native import gpu_layers_of
 from nexo_lsp.settings import Layer, Resolved, from_environment, resolve
 
 
@@ -219,3 +220,20 @@ def test_the_schema_is_plain_json_and_knows_every_setting() -> None:
 @pytest.mark.parametrize("layer", [{}, {"review": {}}, {"review": None}, {"": 1}, {"engine": 3}, {"a.b": 1}])
 def test_odd_layers_do_no_harm(layer: dict[str, Any]) -> None:
     assert one(layer).settings == settings.Settings()
+
+
+@pytest.mark.parametrize(("value", "layers"), [("auto", None), ("none", 0), ("all", -1), (12, 12), (0, 0)])
+def test_gpu_layers_are_a_word_or_a_number(value: str | int, layers: int | None) -> None:
+    resolved = one({"engine": {"gpuLayers": value}})
+    assert resolved.problems == ()
+    assert gpu_layers_of(resolved.settings.engine.gpu_layers) == layers
+    named = resolve([from_environment({"NEXO_ENGINE_GPU_LAYERS": str(value)})])
+    assert named.settings.engine.gpu_layers == value
+
+
+@pytest.mark.parametrize("value", ["few", -1, 2.5])
+def test_gpu_layers_that_are_neither_are_named_with_both_ways(value: object) -> None:
+    (problem,) = one({"engine": {"gpuLayers": value}}).problems
+    assert "'auto', 'none' or 'all'" in problem.message
+    assert ", or should be" in problem.message
+    assert one({"engine": {"gpuLayers": value}}).settings.engine.gpu_layers == "auto"

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
@@ -63,8 +64,14 @@ class LlamaOptions:
     threads: int = 0
     """0 lets the worker choose."""
     gpu_layers: int | None = None
-    """None leaves it to the build: all layers where there is a GPU."""
+    """None: as many as fit where the build can use a GPU; -1: all."""
     sequences: int = 8
+    memory_limit_mb: int = 0
+    """What the worker may take in all, in MiB; 0: only what is free counts."""
+    kv_type: Literal["", "f16", "q8_0"] = ""
+    """How the cache is kept; empty lets the worker choose."""
+    prefix_folder: Path | None = None
+    """Where evaluated static prompts are kept between two runs; None keeps none."""
     idle_unload_s: float = 600.0
     """After so long without a request the worker is ended; 0 keeps it."""
     hang_s: float = 30.0
@@ -342,7 +349,16 @@ class _Waiting:
 def _wish(path: Path, options: LlamaOptions) -> Load:
     # The worker runs in another folder.
     file = str(path.absolute())
-    return Load(file, options.context_tokens, options.threads, options.sequences, options.gpu_layers)
+    return Load(
+        file,
+        options.context_tokens,
+        options.threads,
+        options.sequences,
+        options.gpu_layers,
+        kv_type=options.kv_type,
+        memory_limit_mb=options.memory_limit_mb,
+        prefix_folder=str(options.prefix_folder.absolute()) if options.prefix_folder is not None else "",
+    )
 
 
 def _resident_bytes(pid: int | None) -> int | None:

@@ -41,7 +41,7 @@ class Failure(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load this model. `threads` 0, `gpu_layers` None and `kv_type` "" let the worker choose."""
+    """Load this model. `threads` 0, `gpu_layers` None (-1: all) and `kv_type` "" let the worker choose."""
 
     path: str
     context_tokens: int

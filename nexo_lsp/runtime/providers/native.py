@@ -19,6 +19,8 @@ class NativeProvider:
 
     settings: EngineSettings
     model: Callable[[], Awaitable[Path]]
+    prefixes: Path | None = None
+    """Where evaluated static prompts are kept between two runs."""
     installed: Callable[[], bool] = is_installed
     name: str = "native"
 
@@ -33,8 +35,18 @@ class NativeProvider:
         options = LlamaOptions(
             context_tokens=self.settings.context_tokens,
             threads=self.settings.threads,
+            gpu_layers=gpu_layers_of(self.settings.gpu_layers),
+            memory_limit_mb=self.settings.memory_limit_mb,
+            prefix_folder=self.prefixes,
             idle_unload_s=self.settings.idle_unload_minutes * 60,
         )
         engine = LlamaEngine(self.model, options)
         engine.on_status = on_status
         return engine
+
+
+def gpu_layers_of(setting: str | int) -> int | None:
+    """What `nexo.engine.gpuLayers` means to a worker: None chooses, -1 is all."""
+    if isinstance(setting, int):
+        return setting
+    return {"none": 0, "all": -1}.get(setting)
