@@ -43,6 +43,11 @@ class EngineSettings(_Section):
     threads: int = Field(
         default=0, ge=0, le=256, description="CPU threads for inference; 0 chooses from the machine."
     )
+    shared: bool = Field(
+        default=True,
+        description="Whether all editors and commands of one user that want the same model share one engine, "
+        "so that it is in memory once. Off gives this server one of its own.",
+    )
     memory_limit_mb: int = Field(
         default=0,
         ge=0,
