@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import BinaryIO
 
+from nexo_lsp.engines.llama.hosting import calm_openmp, claim_stdout, ignore_interrupts
 from nexo_lsp.engines.llama.loading import LoadedModel, LoadError, load
 from nexo_lsp.engines.llama.messages import (
     BadMessage,
@@ -145,10 +144,9 @@ class Worker:
 
 def main() -> None:
     """Host a worker in this process: messages on stdin and on what was stdout."""
-    # Ctrl-C in a terminal reaches the whole group; the server decides what ends when.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel = _claim_stdout()
-    _calm_openmp()
+    ignore_interrupts()
+    channel = claim_stdout()
+    calm_openmp()
     inbox: queue.SimpleQueue[ToWorker | BadMessage | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(0, inbox), daemon=True).start()
     ended = False
@@ -174,31 +172,6 @@ def main() -> None:
             raise EOFError from error
 
     Worker(receive, send).run()
-
-
-def _claim_stdout() -> BinaryIO:
-    """Keep the real stdout for the protocol, and let whatever prints to descriptor 1 reach stderr instead."""
-    sys.stdout.flush()
-    private = os.dup(1)
-    os.dup2(2, 1)
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.setmode(private, os.O_BINARY)
-        msvcrt.setmode(0, os.O_BINARY)
-    return os.fdopen(private, "wb")
-
-
-def _calm_openmp() -> None:
-    """Let OpenMP's threads spin briefly and then sleep.
-
-    Spinning for ever (the default) collapses as soon as anything else runs on the machine, and never
-    spinning halves the speed of a quiet one. Measured with two threads on two cores and one to two other
-    busy processes: 5 to 13 tokens/s at 10,000 turns, 20 to 33 at 1,000. libgomp reads this once, when it is
-    loaded; a user's own choice stands.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _read(descriptor: int, inbox: queue.SimpleQueue[ToWorker | BadMessage | None]) -> None:
