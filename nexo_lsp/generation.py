@@ -58,6 +58,9 @@ class InfillTemplate:
 
     parts: tuple[str, ...]
     stop: tuple[str, ...] = ()
+    heal: bool = False
+    """Whether the last token of a prefix that ends the prompt is written again together with what follows it
+    (token healing)."""
 
 
 @dataclass(frozen=True, slots=True)

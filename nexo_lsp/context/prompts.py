@@ -117,7 +117,8 @@ class Prompts:
         An unknown family gets Qwen2.5-Coder's tokens, which several families share.
         """
         texts = self._infill.get(family) or self._infill["qwen2.5-coder"]
-        return InfillPrompt(prefix, suffix, InfillTemplate(tuple(texts["parts"]), tuple(texts["stop"])))
+        template = InfillTemplate(tuple(texts["parts"]), tuple(texts["stop"]), texts.get("heal", False))
+        return InfillPrompt(prefix, suffix, template)
 
     @cached_property
     def _review(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Protocol
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from nexo_lsp.engines.llama.healing import Healing
 from nexo_lsp.generation import ChatPrompt, InfillPrompt, Message, Role
 
 # Private-use characters: a template never writes them, and contents are not rendered at all.
@@ -78,6 +79,21 @@ class Prompts:
         tokens = self._chat(prompt) if isinstance(prompt, ChatPrompt) else self._infill(prompt)
         bos = self._tokenizer.bos
         return [bos, *tokens] if bos is not None and tokens[:1] != [bos] else tokens
+
+    def healed(self, prompt: ChatPrompt | InfillPrompt, healing: Healing) -> tuple[list[int], bytes]:
+        """The tokens to evaluate, and the bytes that the answer has to repeat first (mostly none).
+
+        Raises `PromptError`.
+        """
+        tokens = self.tokens(prompt)
+        if isinstance(prompt, ChatPrompt) or not prompt.template.heal:
+            return tokens, b""
+        if prompt.template.parts[-1:] != ("{prefix}",):
+            # Something else stands between the prefix and the answer: there is no token to go on with.
+            return tokens, b""
+        own = len(self._tokenizer.tokenize(prompt.prefix, special=False))
+        count, rest = healing.taken_back(tokens[len(tokens) - own :])
+        return tokens[: len(tokens) - count], rest
 
     def end_tokens(self, prompt: ChatPrompt | InfillPrompt) -> frozenset[int]:
         """Tokens at which the answer ends, beside those that the model names itself."""
