@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nexo_lsp.context.budget import estimate_tokens, first_lines, last_lines
-from nexo_lsp.documents import Snapshot
+from nexo_lsp.context.budget import estimate_tokens
+from nexo_lsp.context.window import Windows
 from nexo_lsp.generation import FinishReason, Priority, Request
 from nexo_lsp.pipeline.code import end_of_definition, ends_of_block, unix, without_repetition
 from nexo_lsp.pipeline.step import Workbench, infer
@@ -83,6 +83,10 @@ class _Shown:
             identity, cursor.offset, cursor.left, cursor.before[-_SIDE:], cursor.after[:_SIDE], text
         )
 
+    def leads_to(self, cursor: _Cursor) -> bool:
+        """Whether it was suggested in front of the same text that is behind `cursor`."""
+        return cursor.left == self.left and cursor.after.startswith(self.after)
+
     def rest(self, cursor: _Cursor) -> str | None:
         """What is left of it if the user has typed along up to `cursor`, else None."""
         typed = cursor.offset - self.cursor
@@ -90,8 +94,11 @@ class _Shown:
             return None
         split = len(cursor.raw) - typed
         along = unix(cursor.raw[split:])
-        same = cursor.left == self.left and cursor.after.startswith(self.after)
-        if same and self.text.startswith(along) and unix(cursor.raw[:split]).endswith(self.before):
+        if (
+            self.leads_to(cursor)
+            and self.text.startswith(along)
+            and unix(cursor.raw[:split]).endswith(self.before)
+        ):
             return self.text[len(along) :]
         return None
 
@@ -137,6 +144,7 @@ class CompletionService:
         self._ids = itertools.count(1)
         self._newest: dict[str, asyncio.Future[None]] = {}
         self._shown: dict[str, deque[_Shown]] = {}
+        self._windows: dict[str, Windows] = {}
 
     async def complete(
         self, uri: str, offset: int, *, explicit: bool, selected: Selected | None = None
@@ -169,7 +177,8 @@ class CompletionService:
         await bench.refresh(snapshot)
         if superseded.done() or bench.permitted(snapshot):
             return None
-        text = await self._ask(snapshot, cursor, superseded, settings.max_tokens)
+        request = self._request(uri, cursor, settings.max_tokens)
+        text = await self._ask(snapshot.language, cursor, request, superseded)
         if not text or superseded.done():
             return None
         shown = _Shown.of(f"c{next(self._ids)}", cursor, text)
@@ -193,6 +202,7 @@ class CompletionService:
         self._supersede(uri)
         self._newest.pop(uri, None)
         self._shown.pop(uri, None)
+        self._windows.pop(uri, None)
 
     def stop(self) -> None:
         """Answer every waiting request with None and end the engine's work on it."""
@@ -215,11 +225,15 @@ class CompletionService:
         return superseded.done()
 
     async def _ask(
-        self, snapshot: Snapshot, cursor: _Cursor, superseded: asyncio.Future[None], max_tokens: int
+        self,
+        language: Language | None,
+        cursor: _Cursor,
+        request: Request,
+        superseded: asyncio.Future[None],
     ) -> str | None:
         """The engine's suggestion, fitted into its place; None if a newer request came meanwhile."""
         task = asyncio.get_running_loop().create_task(
-            self._generate(snapshot.language, cursor, max_tokens), name="nexo:complete"
+            self._generate(language, cursor, request), name="nexo:complete"
         )
         # Nobody looks at an error that comes while the task is being cancelled.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -230,20 +244,24 @@ class CompletionService:
             if not task.done():
                 task.cancel()
 
-    async def _generate(self, language: Language | None, cursor: _Cursor, max_tokens: int) -> str:
-        bench = self._bench
-        multiline = _wants_block(cursor)
-        indent = _indent_of_block(cursor.before)
-        request = Request(
-            prompt=bench.prompts.infill(
-                "", last_lines(cursor.before, _BEFORE_TOKENS), first_lines(cursor.after, _AFTER_TOKENS)
-            ),
+    def _request(self, uri: str, cursor: _Cursor, max_tokens: int) -> Request:
+        windows = self._windows.setdefault(uri, Windows(_BEFORE_TOKENS, _AFTER_TOKENS))
+        window = windows.around(cursor.before, cursor.after)
+        # Whoever departs from a suggestion mostly does so in a few characters of it.
+        near = (shown.text for shown in self._shown.get(uri, ()) if shown.leads_to(cursor))
+        return Request(
+            prompt=self._bench.prompts.infill("", window.prefix, window.suffix),
             max_tokens=max_tokens,
             session="infill",
-            stop=() if multiline else ("\n",),
+            stop=() if _wants_block(cursor) else ("\n",),
+            prediction=next(near, ""),
             priority=Priority.INTERACTIVE,
             deadline_s=_DEADLINE_S,
         )
+
+    async def _generate(self, language: Language | None, cursor: _Cursor, request: Request) -> str:
+        multiline = _wants_block(cursor)
+        indent = _indent_of_block(cursor.before)
 
         def end(text: str) -> int:
             """Where the block that the cursor stands in ends, by indentation and by syntax."""
@@ -254,7 +272,7 @@ class CompletionService:
             return multiline and "\n" in text and end(text) < len(text.rstrip())
 
         started = self._clock()
-        answer = await infer(bench.engine(), request, on_piece)
+        answer = await infer(self._bench.engine(), request, on_piece)
         self.rhythm.answered(self._clock() - started)
         text = unix(answer.text)
         if multiline:

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
+from collections.abc import AsyncGenerator
 
 import pytest
 
+from nexo_lsp.engines.mock import MockEngine
+from nexo_lsp.generation import Piece, Request
 from nexo_lsp.pipeline.code import ends_of_block, without_repetition
 from nexo_lsp.pipeline.complete import Completion, Rhythm, Selected
 from nexo_lsp.text import Span
@@ -263,3 +266,45 @@ async def test_a_suggested_definition_is_the_last_thing_suggested(
     found = await complete(desk, desk.open(source).uri, cursor)
     assert found is not None
     assert found.text == kept
+
+
+async def test_what_the_model_is_shown_begins_and_ends_at_the_same_places_while_lines_are_typed(
+    make_desk: MakeDesk,
+) -> None:
+    desk = await make_desk({"answer": "x"})
+    lines = [f"line_{n} = compute(value_{n}, value_{n + 1})\n" for n in range(300)]
+    snapshot = desk.open("".join(lines))
+    at = lines[150]
+    await complete(desk, snapshot.uri, at)
+    for n in range(12):
+        typed = f"typed_{n} = compute(another_{n})\n"
+        desk.edit(snapshot.uri, at, at + typed)
+        at += typed
+        await complete(desk, snapshot.uri, at)
+    prompts = [event["prompt"].split("<FILL>") for event in desk.events()]
+    assert len(prompts) == 13
+    assert len({prefix[:100] for prefix, _ in prompts}) == 1
+    assert len({suffix for _, suffix in prompts}) == 1
+    desk.app.completions.closed(snapshot.uri)
+    await complete(desk, snapshot.uri, at)
+    assert not desk.events()[-1]["prompt"].startswith(prompts[0][0][:100]), "a new window is small again"
+
+
+async def test_the_last_suggestion_at_a_place_is_what_the_next_one_may_repeat(
+    make_desk: MakeDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Request] = []
+    stream = MockEngine.stream
+
+    def noted(self: MockEngine, request: Request) -> AsyncGenerator[Piece, None]:
+        asked.append(request)
+        return stream(self, request)
+
+    monkeypatch.setattr(MockEngine, "stream", noted)
+    desk = await make_desk({"answer": "sum(values)"})
+    snapshot = desk.open(SOURCE)
+    await complete(desk, snapshot.uri, "total = ")
+    desk.edit(snapshot.uri, "total = ", "total = 2 * ")
+    await complete(desk, snapshot.uri, "total = 2 * ")
+    await complete(desk, snapshot.uri, "return total")
+    assert [request.prediction for request in asked] == ["", "sum(values)", ""]
