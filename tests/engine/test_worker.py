@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from nexo_lsp.engines.llama.loading import LoadError, default_threads, load
 from nexo_lsp.engines.llama.messages import (
     BadMessage,
     Cancel,
@@ -25,7 +23,6 @@ from nexo_lsp.engines.llama.messages import (
     Load,
     Loaded,
     LoadFailed,
-    LoadFailure,
     Ready,
     Rejected,
     Shutdown,
@@ -36,7 +33,6 @@ from nexo_lsp.engines.llama.messages import (
     decode_to_worker,
     encode,
 )
-from nexo_lsp.engines.llama.native import Library
 from nexo_lsp.engines.llama.process import worker_command
 from nexo_lsp.engines.llama.worker import Worker
 from nexo_lsp.generation import FinishReason
@@ -151,20 +147,6 @@ def test_a_model_can_be_unloaded_and_loaded_again(hosted: Hosted, tiny_model: Pa
     done = hosted.until(Done)
     assert isinstance(done, Done)
     assert done.id == 2
-
-
-def test_too_little_memory_is_seen_before_it_is_used(library: Library, tiny_model: Path) -> None:
-    wish = Load(str(tiny_model), 2048, threads=1)
-    with pytest.raises(LoadError, match="needs about") as caught:
-        load(library, wish, lambda _progress: True, available_bytes=lambda: 10_000_000)
-    assert caught.value.failure is LoadFailure.MEMORY
-    free = iter([10**10, 10_000_000])
-    with pytest.raises(LoadError, match=r"nexo\.engine\.contextTokens"):
-        load(library, wish, lambda _progress: True, available_bytes=lambda: next(free))
-
-
-def test_threads_are_chosen_within_what_the_machine_has() -> None:
-    assert 1 <= default_threads() <= (os.cpu_count() or 1)
 
 
 def spawn(command: list[str] | None = None, folder: Path | None = None) -> subprocess.Popen[bytes]:

@@ -1,21 +1,35 @@
-"""Loading a model in the worker, with a reason for everything that can go wrong."""
+"""Loading a model in the worker, within its memory, with a reason for everything that can go wrong."""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
+from nexo_lsp.engines.llama.budget import (
+    LEAST_TOKENS,
+    MIB,
+    VOCABULARY_BYTES,
+    MemoryWatch,
+    ModelFacts,
+    NoRoom,
+    Plan,
+    Wish,
+    compute_bytes,
+    plan,
+)
+from nexo_lsp.engines.llama.devices import Device, devices, gpu_layers
+from nexo_lsp.engines.llama.free_memory import Free, free_memory
 from nexo_lsp.engines.llama.messages import Load, Loaded, LoadFailure
+from nexo_lsp.engines.llama.model_facts import facts_of, look_into
 from nexo_lsp.engines.llama.native import Context, Library, Model, NativeError
 
 _MAGIC = b"GGUF"
-# What llama.cpp needs beside weights and cache: compute buffers, the vocabulary, the interpreter.
-_OVERHEAD_BYTES = 200 * 1024 * 1024
 
 
 class LoadError(Exception):
@@ -33,6 +47,9 @@ class LoadedModel:
     model: Model
     context: Context
     info: Loaded
+    plan: Plan
+    memory: MemoryWatch
+    """Says when the worker has grown beyond `nexo.engine.memoryLimitMb`."""
 
     def close(self) -> None:
         """Free its memory."""
@@ -40,49 +57,85 @@ class LoadedModel:
         self.model.close()
 
 
+def resident_bytes() -> int:
+    """What this process takes of the machine's memory."""
+    return int(psutil.Process().memory_info().rss)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What is asked of the machine; tests put figures in its place."""
+
+    free: Callable[[], Free] = free_memory
+    resident: Callable[[], int] = resident_bytes
+    devices: Callable[[], tuple[Device, ...]] = devices
+
+
+@dataclass(frozen=True, slots=True)
+class _Gpu:
+    """What goes to the GPU."""
+
+    layers: int
+    of: int
+    names: tuple[str, ...]
+    shares_memory: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def host_share(self) -> float:
+        """The part of weights and cache that stays in the machine's memory."""
+        return 1.0 if self.shares_memory or not self.of else 1 - self.layers / self.of
+
+
 def load(
-    library: Library,
-    wish: Load,
-    on_progress: Callable[[float], bool],
-    available_bytes: Callable[[], int] = lambda: psutil.virtual_memory().available,
+    library: Library, wish: Load, on_progress: Callable[[float], bool], machine: Machine | None = None
 ) -> LoadedModel:
-    """Load what `wish` says. Raises `LoadError`."""
+    """Load what `wish` says, with a smaller or compressed cache where memory does not allow all of it.
+
+    What is less than was wished is said in `Loaded.notes` and on stderr. Raises `LoadError`.
+    """
+    machine = machine or Machine()
     began = time.monotonic()
     path = Path(wish.path)
     size = _check_file(path)
-    _check_memory(path, size + _OVERHEAD_BYTES, available_bytes())
+    before = machine.resident()
+    allowed = _allowed(wish, machine.free(), before)
+    gpu = _gpu(library, wish, size, machine)
+    weights = round(size * gpu.host_share)
+    # Before anything is read: the least that it can come to.
+    _check_room(path, wish, allowed, before + weights + VOCABULARY_BYTES + compute_bytes(size))
+    model = _model(library, path, gpu, on_progress)
     try:
-        model = Model(library, path, wish.gpu_layers, on_progress)
-    except NativeError as error:
-        raise LoadError(
-            LoadFailure.DAMAGED,
-            f"{path} could not be loaded: it is damaged, cut off, or of a kind that this llama.cpp does not "
-            f"know ({error}); run `nexo-lsp models verify` and, for your own file, check where it came from.",
-        ) from error
-    tokens = min(wish.context_tokens, model.trained_context) or wish.context_tokens
-    threads = wish.threads or default_threads()
-    try:
-        # The weights are in memory by now, so only what still comes is counted.
-        _check_memory(path, model.cache_bytes(tokens) + _OVERHEAD_BYTES // 2, available_bytes())
-        context = Context(model, tokens, wish.sequences, threads)
-    except NativeError as error:
-        model.close()
-        raise LoadError(
-            LoadFailure.MEMORY,
-            f"The cache for {tokens} tokens could not be made ({error}); lower nexo.engine.contextTokens.",
-        ) from error
+        facts = facts_of(library.c, model.handle, size)
+        facts = replace(
+            facts,
+            # What is mapped from the file is not counted everywhere before it is used.
+            held_bytes=max(machine.resident(), before + weights),
+            token_bytes=round(facts.token_bytes * gpu.host_share),
+        )
+        made = _plan(path, wish, facts, allowed)
+        threads = wish.threads or default_threads()
+        context = _context(model, made, threads)
     except LoadError:
         model.close()
         raise
+    notes = (*gpu.notes, *made.reduced)
+    for note in notes:
+        sys.stderr.write(f"{path.name}: {note}\n")
     info = Loaded(
         description=model.description,
         context_tokens=context.tokens,
         chat=model.chat_template is not None,
         infill=model.has_infill,
-        device="GPU" if library.uses_gpu else f"CPU, {threads} thread{'s' if threads > 1 else ''}",
+        device=_device(gpu, threads),
         load_s=time.monotonic() - began,
+        sequences=made.sequences,
+        kv_type=made.kv_type,
+        gpu_layers=gpu.layers,
+        notes=notes,
     )
-    return LoadedModel(model, context, info)
+    watch = MemoryWatch(wish.memory_limit_mb * MIB, machine.resident)
+    return LoadedModel(model, context, info, made, watch)
 
 
 def default_threads() -> int:
@@ -90,6 +143,92 @@ def default_threads() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     usable = len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+
+
+@dataclass(frozen=True, slots=True)
+class _Allowed:
+    """How much the worker may take in all."""
+
+    bytes: int
+    why: str
+    by_setting: bool
+
+
+def _allowed(wish: Load, free: Free, resident: int) -> _Allowed:
+    limit = wish.memory_limit_mb * MIB
+    if limit and limit <= free.bytes + resident:
+        return _Allowed(limit, f"nexo.engine.memoryLimitMb is {wish.memory_limit_mb:,}", by_setting=True)
+    return _Allowed(free.bytes + resident, free.why, by_setting=False)
+
+
+def _gpu(library: Library, wish: Load, size: int, machine: Machine) -> _Gpu:
+    if wish.gpu_layers == 0 or not library.uses_gpu:
+        notes: tuple[str, ...] = ()
+        if wish.gpu_layers:
+            notes = ("no layer is on a GPU: this build of llama.cpp, or this machine, has none",)
+        return _Gpu(0, 0, (), shares_memory=False, notes=notes)
+    found = machine.devices()
+    facts = look_into(library, Path(wish.path), size)
+    # A file that cannot be looked into cannot be loaded either, and that is said in a moment.
+    layers, token = (facts.layers, facts.token_bytes) if facts is not None else (0, 0)
+    free = sum(device.free_bytes for device in found) if found else None
+    chosen = gpu_layers(
+        wish.gpu_layers,
+        offload=True,
+        free_bytes=free,
+        layers=layers,
+        weights=size,
+        cache=token * wish.context_tokens,
+    )
+    less = wish.gpu_layers is None and chosen < layers + 1
+    return _Gpu(
+        layers=chosen,
+        of=layers + 1,
+        names=tuple(device.description or device.name for device in found),
+        shares_memory=any(device.shares_memory for device in found),
+        notes=(f"{chosen} of {layers + 1} layers are on the GPU: {(free or 0) // MIB:,} MB are free there",)
+        if less
+        else (),
+    )
+
+
+def _device(gpu: _Gpu, threads: int) -> str:
+    cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    if not gpu.layers:
+        return cpu
+    name = f"GPU ({', '.join(gpu.names)})" if gpu.names else "GPU"
+    return f"{name}, {gpu.layers} of {gpu.of} layers" + (f"; {cpu}" if gpu.layers < gpu.of else "")
+
+
+def _model(library: Library, path: Path, gpu: _Gpu, on_progress: Callable[[float], bool]) -> Model:
+    try:
+        return Model(library, path, gpu.layers, on_progress)
+    except NativeError as error:
+        raise LoadError(
+            LoadFailure.DAMAGED,
+            f"{path} could not be loaded: it is damaged, cut off, or of a kind that this llama.cpp does not "
+            f"know ({error}); run `nexo-lsp models verify` and, for your own file, check where it came from.",
+        ) from error
+
+
+def _plan(path: Path, wish: Load, facts: ModelFacts, allowed: _Allowed) -> Plan:
+    asked = Wish(wish.context_tokens, wish.sequences, wish.kv_type)
+    try:
+        return plan(facts, asked, allowed.bytes, allowed.why)
+    except NoRoom as error:
+        _check_room(path, wish, allowed, error.least_bytes)
+        raise
+
+
+def _context(model: Model, made: Plan, threads: int) -> Context:
+    try:
+        return Context(model, made.context_tokens, made.sequences, threads, made.kv_type)
+    except NativeError as error:
+        raise LoadError(
+            LoadFailure.MEMORY,
+            f"The cache for {made.context_tokens:,} tokens could not be made ({error}); lower "
+            "nexo.engine.contextTokens.",
+        ) from error
 
 
 def _check_file(path: Path) -> int:
@@ -112,10 +251,18 @@ def _check_file(path: Path) -> int:
     return size
 
 
-def _check_memory(path: Path, needed: int, available: int) -> None:
-    if needed > available:
-        raise LoadError(
-            LoadFailure.MEMORY,
-            f"{path.name} needs about {needed // 2**20} MB of memory and {available // 2**20} MB are free; "
-            "close something, lower nexo.engine.contextTokens, or choose a smaller model.",
-        )
+def _check_room(path: Path, wish: Load, allowed: _Allowed, needed: int) -> None:
+    if needed <= allowed.bytes:
+        return
+    most = -(-needed // MIB)
+    mend = (
+        f"raise it to {most:,} at least, or choose a smaller model"
+        if allowed.by_setting
+        else "close something, or choose a smaller model"
+    )
+    tokens = min(LEAST_TOKENS, wish.context_tokens)
+    raise LoadError(
+        LoadFailure.MEMORY,
+        f"{path.name} needs about {most:,} MB of memory with a context of {tokens:,} tokens, and "
+        f"{allowed.why}; {mend}.",
+    )

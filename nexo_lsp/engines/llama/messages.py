@@ -121,6 +121,8 @@ class Loaded:
     sequences: int = 8
     kv_type: str = "f16"
     gpu_layers: int = 0
+    notes: tuple[str, ...] = ()
+    """What is less than was asked for, each with its reason; for people."""
     kind: Literal["loaded"] = "loaded"
 
 

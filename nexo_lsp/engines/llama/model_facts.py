@@ -1,0 +1,58 @@
+"""What a model file says about the memory that it will take."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from nexo_lsp.engines.llama.budget import ModelFacts
+from nexo_lsp.engines.llama.native import Library
+
+
+def facts_of(c: Any, handle: Any, file_bytes: int) -> ModelFacts:
+    """What a loaded (or looked into) model says about its cache; `held_bytes` is left at 0."""
+    heads = max(1, int(c.llama_model_n_head(handle)))
+    usual = int(c.llama_model_n_embd(handle)) // heads
+    architecture = _meta(c, handle, "general.architecture")
+    # Some models have heads of another size than the width would give, and K and V may differ.
+    key = _number(_meta(c, handle, f"{architecture}.attention.key_length")) or usual
+    value = _number(_meta(c, handle, f"{architecture}.attention.value_length")) or usual
+    layers = int(c.llama_model_n_layer(handle))
+    return ModelFacts(
+        file_bytes=file_bytes,
+        held_bytes=0,
+        token_bytes=2 * (key + value) * int(c.llama_model_n_head_kv(handle)) * layers,
+        trained_tokens=int(c.llama_model_n_ctx_train(handle)),
+        head_size=math.gcd(key, value),
+        layers=layers,
+    )
+
+
+def look_into(library: Library, path: Path, file_bytes: int) -> ModelFacts | None:
+    """The facts of a file without its weights; None if it cannot be read. Takes 0.35 s with the 0.5B."""
+    c = library.c
+    params = c.llama_model_default_params()
+    params.no_alloc = True
+    # 0 is LLAMA_LOAD_MODE_NONE: mapping the file needs what is not allocated.
+    params.load_mode = 0
+    params.n_gpu_layers = 0
+    handle = c.llama_model_load_from_file(os.fsencode(path), params)
+    if not handle:
+        return None
+    try:
+        return facts_of(c, handle, file_bytes)
+    finally:
+        c.llama_model_free(handle)
+
+
+def _meta(c: Any, handle: Any, key: str) -> str:
+    buffer = ctypes.create_string_buffer(128)
+    length = int(c.llama_model_meta_val_str(handle, key.encode(), buffer, len(buffer)))
+    return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
