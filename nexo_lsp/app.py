@@ -14,6 +14,7 @@ from nexo_lsp.context.gather import Gatherer
 from nexo_lsp.context.prompts import Prompts
 from nexo_lsp.documents import DocumentStore, Snapshot, local_place
 from nexo_lsp.engines.engine import Engine
+from nexo_lsp.engines.llama.messages import Metrics
 from nexo_lsp.errors import DisabledError, ModelCorrupt, ModelDownloadCancelled, ModelMissing, NexoError
 from nexo_lsp.folders import Folders, folders
 from nexo_lsp.generation import Capabilities, EngineState, EngineStatus, Piece, Request
@@ -80,7 +81,9 @@ class Status:
     memory_bytes: int | None
     detail: str
     reasons: tuple[str, ...] = field(default=())
-    """Why this engine and model were chosen."""
+    """Why this engine and model were chosen, and what the machine allowed less of than was asked for."""
+    metrics: Metrics | None = None
+    """How the engine does; None while nothing is loaded, and for engines that do not count."""
 
 
 class App:
@@ -252,7 +255,8 @@ class App:
             decode_tokens_per_s=engine.decode_tokens_per_s,
             memory_bytes=engine.memory_bytes,
             detail=engine.detail,
-            reasons=self._selection.reasons,
+            reasons=(*self._selection.reasons, *_notes(engine)),
+            metrics=_metrics(engine),
         )
 
     def stop(self) -> None:
@@ -391,6 +395,17 @@ class _Gated:
 
     async def close(self) -> None:
         """The app closes the engine."""
+
+
+def _notes(engine: EngineStatus) -> tuple[str, ...]:
+    """What an engine says about itself beside its state: why it is shared or not, what memory allowed."""
+    shared = engine.extra.get("sharedReason")
+    return (*((str(shared),) if shared else ()), *map(str, engine.extra.get("notes", ())))
+
+
+def _metrics(engine: EngineStatus) -> Metrics | None:
+    metrics = engine.extra.get("metrics")
+    return Metrics(**metrics) if metrics is not None else None
 
 
 def create_app(environ: Mapping[str, str], host: Host, offload: Offload = in_thread) -> App:

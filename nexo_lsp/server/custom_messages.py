@@ -34,6 +34,23 @@ class ReviewResult:
 
 
 @attrs.frozen
+class MetricsParams:
+    """How the engine does; sums count since the model was loaded. `llama.messages.Metrics` explains each."""
+
+    waiting: int
+    batch_fill: float | None
+    prompt_tokens: int
+    cached_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
+    overtaken: int
+    cancel_ms: float | None
+    cells: int
+    swapped_bytes: int
+    threads: int
+
+
+@attrs.frozen
 class StatusParams:
     """The engine and the model, at one moment."""
 
@@ -49,6 +66,7 @@ class StatusParams:
     memory_bytes: int | None
     detail: str
     reasons: list[str]
+    metrics: MetricsParams | None = None
 
 
 @attrs.frozen
@@ -144,6 +162,7 @@ REQUEST_PARAMS: Final = {
 _CLASSES: Final = (
     ReviewParams,
     ReviewResult,
+    MetricsParams,
     StatusParams,
     ProposalParams,
     ProposalId,

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from nexo_lsp.app import create_app
+from nexo_lsp.engines.llama.messages import Metrics
 from nexo_lsp.errors import ModelDownloadCancelled, ModelMissing
+from nexo_lsp.generation import EngineState, EngineStatus
 from nexo_lsp.models.progress import PullProgress
 from nexo_lsp.settings import Layer
 
@@ -115,4 +118,23 @@ async def test_a_download_that_the_user_stopped_does_not_begin_again_by_itself(t
     with pytest.raises(ModelDownloadCancelled):
         await app.model_file()
     assert host.downloads == 2
+    await app.close()
+
+
+async def test_the_status_has_the_engines_metrics_and_reasons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app({"NEXO_HOME": str(tmp_path), "NEXO_ENGINE": "mock"}, Downloading())
+    assert app.status().metrics is None
+    engine, chosen = app.engine(), app.status().reasons
+    known = Metrics(waiting=2, batch_fill=1.5, swapped_bytes=7)
+    extra = {
+        "metrics": asdict(known),
+        "notes": ("the cache is kept as q8_0",),
+        "sharedReason": "it is shared",
+    }
+    monkeypatch.setattr(engine, "status", lambda: EngineStatus(EngineState.READY, "native", extra=extra))
+    status = app.status()
+    assert status.metrics == known
+    assert status.reasons == (*chosen, "it is shared", "the cache is kept as q8_0")
     await app.close()

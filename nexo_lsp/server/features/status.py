@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
-from nexo_lsp.server.custom_messages import STATUS, StatusParams
+from nexo_lsp.server.custom_messages import STATUS, MetricsParams, StatusParams
 
 if TYPE_CHECKING:
     from nexo_lsp.app import Status
@@ -77,6 +78,7 @@ def _params(status: Status) -> StatusParams:
         memory_bytes=status.memory_bytes,
         detail=status.detail,
         reasons=list(status.reasons),
+        metrics=MetricsParams(**asdict(status.metrics)) if status.metrics is not None else None,
     )
 
 
