@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from nexo_lsp.engines.llama.endpoint import EndpointFile
 from nexo_lsp.errors import ModelError
 from nexo_lsp.folders import folders
 from nexo_lsp.models.store import ModelStore
@@ -43,11 +46,31 @@ def model_path() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nexo_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home, so that no test sees or changes what the user has; no setting comes from outside."""
+def nexo_home(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Path]:
+    """An empty home, so that no test sees or changes what the user has; no setting comes from outside.
+
+    An engine that servers of this home shared (or of the home that tests of the server make) would live on for
+    some seconds; it is ended with the test.
+    """
     for name in _USER:
         if name.startswith("NEXO_"):
             monkeypatch.delenv(name, raising=False)
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("NEXO_HOME", str(home))
-    return home
+    yield home
+    end_hubs(home)
+    if (folder := request.node.funcargs.get("tmp_path")) is not None:
+        end_hubs(folder / "home")
+
+
+def end_hubs(home: Path) -> None:
+    """End every shared engine of `home`."""
+    folder = home / "state" / "engine"
+    for file in folder.glob("*.json"):
+        endpoint = EndpointFile(folder, file.stem).read()
+        if endpoint is not None and psutil.pid_exists(endpoint.pid):
+            process = psutil.Process(endpoint.pid)
+            process.kill()
+            psutil.wait_procs([process], timeout=30)

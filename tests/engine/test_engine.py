@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from contextlib import aclosing
 from pathlib import Path
@@ -14,6 +15,8 @@ import psutil
 import pytest
 
 from nexo_lsp.engines.llama.engine import LlamaEngine, LlamaOptions
+from nexo_lsp.engines.llama.messages import Load, Start, ToWorker
+from nexo_lsp.engines.llama.process import Hosted, ProcessLink, worker_command
 from nexo_lsp.errors import (
     EngineClosed,
     EngineCrashed,
@@ -170,22 +173,54 @@ async def test_text_with_lone_surrogates_does_no_harm(make_engine: MakeEngine) -
 
 
 @posix
-async def test_a_killed_worker_is_an_error_and_then_another_one(make_engine: MakeEngine) -> None:
+async def test_a_killed_worker_ends_what_was_shown_and_the_rest_goes_on_with_another(
+    make_engine: MakeEngine,
+) -> None:
     engine = make_engine()
     stream = engine.stream(chat(max_tokens=ENDLESS))
     await anext(stream)
-    waiting = asyncio.create_task(collect(engine.stream(background("waits"))))
+    waiting = asyncio.create_task(collect(engine.stream(background("waits", max_tokens=ENDLESS))))
+    counting = asyncio.create_task(engine.count_tokens("four"))
     first = pid_of(engine)
     os.kill(first, signal.SIGKILL)
-    with pytest.raises(EngineCrashed, match="ended unexpectedly"):
+    with pytest.raises(EngineCrashed, match="ended unexpectedly.*memory"):
         async for _ in stream:
             pass
-    with pytest.raises(EngineCrashed):
-        await waiting
-    assert engine.status().state is EngineState.FAILED
-    assert (await collect(engine.stream(chat())))[1].tokens == 40
+    assert (await waiting)[1].tokens == ENDLESS
+    assert await counting == 4
     assert pid_of(engine) != first
     assert engine.status().detail == ""
+
+
+@posix
+async def test_a_request_that_was_there_for_two_crashes_is_not_begun_a_third_time(
+    make_engine: MakeEngine,
+) -> None:
+    """The worker is killed as soon as it has work, so nothing is ever shown."""
+    spawned: list[int] = []
+
+    class Fragile(ProcessLink):
+        def send(self, message: ToWorker) -> None:
+            if isinstance(message, Start):
+                self.kill()
+            else:
+                super().send(message)
+
+    async def spawn(_wish: Load) -> Hosted:
+        process = await asyncio.create_subprocess_exec(
+            *worker_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        spawned.append(process.pid)
+        return Hosted(Fragile(process), shared=False, reason="a test")
+
+    engine = make_engine(spawn=spawn, clock=lambda: 0.0)
+    with pytest.raises(EngineCrashed, match="ended unexpectedly"):
+        await collect(engine.stream(chat()))
+    assert len(spawned) == 2
+    with pytest.raises(EngineCrashed, match="Next try"):
+        await collect(engine.stream(chat()))
+    assert len(spawned) == 2, "the back-off holds for whoever asks next"
+    assert engine.status().queued == 0
 
 
 @posix

@@ -41,6 +41,11 @@ _WORKING_SHARE = 0.05
 _START_SILENCE_S = 30.0
 
 _DIED = "The engine's process ended unexpectedly; it is started again with the next request."
+_KILLED = (
+    "The engine's process ended unexpectedly: it was killed, perhaps because memory ran out (then close "
+    "something, or set nexo.engine.memoryLimitMb); it is started again with the next request."
+)
+_KILL_CODE = -9
 _HUNG = "The engine hung and was ended; it is started again with the next request."
 
 
@@ -156,8 +161,10 @@ class Connection:
         async for message in self._link.receive():
             self._heard = time.monotonic()
             self._dispatch(message)
-        if not self._ending:
-            self._lose(EngineCrashed(_DIED))
+        if not self._ending and self.lost is None:
+            code = await self._link.exit_code()
+            if not self._ending:
+                self._lose(EngineCrashed(_KILLED if code == _KILL_CODE else _DIED))
 
     def _dispatch(self, message: FromWorker) -> None:
         match message:

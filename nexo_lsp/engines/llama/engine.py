@@ -8,15 +8,16 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 
 from nexo_lsp.engines.llama.connection import Connection
 from nexo_lsp.engines.llama.messages import Cancel, Count, CountTokens, Delta, Done, Load, Start
-from nexo_lsp.engines.llama.process import Spawn, spawn_process
+from nexo_lsp.engines.llama.process import Hosted, Spawn, spawn_private
 from nexo_lsp.errors import (
     EngineClosed,
     EngineCrashed,
@@ -88,7 +89,7 @@ class LlamaEngine:
         model: Callable[[], Awaitable[Path]],
         options: LlamaOptions | None = None,
         *,
-        spawn: Spawn = spawn_process,
+        spawn: Spawn = spawn_private,
         installed: Callable[[], bool] = is_installed,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -101,6 +102,7 @@ class LlamaEngine:
         self._clock = clock
         self._ids = itertools.count(1)
         self._connection: Connection | None = None
+        self._hosted: Hosted | None = None
         self._starting: asyncio.Task[Connection] | None = None
         self._model_path: Path | None = None
         self._waiting = 0
@@ -126,64 +128,94 @@ class LlamaEngine:
         """The present picture."""
         connection = self._connection
         stats = connection.stats if connection is not None else None
-        running = stats.running if stats is not None else 0
+        # A shared worker counts everybody's; more than we asked for is not ours.
+        running = min(stats.running, self._waiting) if stats is not None else 0
         return EngineStatus(
             state=self._state(),
             name="native",
             model=self._model_path.stem if self._model_path is not None else None,
             device=connection.info.device if connection is not None else None,
-            queued=max(0, self._waiting - running),
+            queued=self._waiting - running,
             running=running,
             prompt_tokens_per_s=stats.prompt_tokens_per_s if stats is not None else None,
             decode_tokens_per_s=stats.decode_tokens_per_s if stats is not None else None,
             memory_bytes=_resident_bytes(connection.pid) if connection is not None else None,
             detail=str(self._last_error) if self._last_error is not None else "",
-            extra={} if connection is None else {"loadS": connection.info.load_s, "pid": connection.pid},
+            extra={} if connection is None else _details(connection, self._hosted),
         )
 
     async def count_tokens(self, text: str) -> int:
         """How many tokens `text` is; loads the model if need be."""
         with _Waiting(self):
-            connection = await self._ready(None)
-            request_id = next(self._ids)
-            inbox = connection.open(request_id)
             try:
-                connection.send(CountTokens(request_id, text))
-                while True:
-                    message = await inbox.next()
-                    if isinstance(message, Count):
-                        return message.tokens
-            finally:
-                connection.forget(request_id)
+                return await self._count(text)
+            except EngineCrashed as error:
+                self._log_retry(error)
+                return await self._count(text)
 
     async def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
-        """Make an answer; see `Engine.stream`."""
+        """Make an answer; see `Engine.stream`.
+
+        When the worker dies or hangs before anything was shown, the answer is begun again on the next worker:
+        once, since it may be this very request that the worker dies of.
+        """
         deadline = None if request.deadline_s is None else self._clock() + request.deadline_s
+        shown = retried = False
         with _Waiting(self):
-            try:
-                connection = await self._ready(deadline)
-            except TimeoutError:
-                yield Piece("", 0, FinishReason.DEADLINE, Usage(queue_s=request.deadline_s or 0.0))
-                return
-            if deadline is not None:
-                request = replace(request, deadline_s=max(0.0, deadline - self._clock()))
-            request_id = next(self._ids)
-            inbox = connection.open(request_id)
-            done = False
-            try:
-                connection.send(Start(request_id, request))
-                while not done:
-                    message = await inbox.next()
-                    if isinstance(message, Delta) and message.text:
-                        yield Piece(message.text, message.tokens)
-                    elif isinstance(message, Done):
-                        done = True
-                        self._failures, self._last_error = 0, None
-                        yield Piece(message.text, message.tokens, message.finish, message.usage)
-            finally:
-                if not done:
-                    connection.send(Cancel(request_id))
-                connection.forget(request_id)
+            while True:
+                try:
+                    async with aclosing(self._attempt(request, deadline)) as pieces:
+                        async for piece in pieces:
+                            shown = True
+                            yield piece
+                    return
+                except EngineCrashed as error:
+                    if shown or retried:
+                        raise
+                    retried = True
+                    self._log_retry(error)
+
+    async def _attempt(self, request: Request, deadline: float | None) -> AsyncGenerator[Piece, None]:
+        try:
+            connection = await self._ready(deadline)
+        except TimeoutError:
+            yield Piece("", 0, FinishReason.DEADLINE, Usage(queue_s=request.deadline_s or 0.0))
+            return
+        if deadline is not None:
+            request = replace(request, deadline_s=max(0.0, deadline - self._clock()))
+        request_id = next(self._ids)
+        inbox = connection.open(request_id)
+        done = False
+        try:
+            connection.send(Start(request_id, request))
+            while not done:
+                message = await inbox.next()
+                if isinstance(message, Delta) and message.text:
+                    yield Piece(message.text, message.tokens)
+                elif isinstance(message, Done):
+                    done = True
+                    self._failures, self._last_error = 0, None
+                    yield Piece(message.text, message.tokens, message.finish, message.usage)
+        finally:
+            if not done:
+                connection.send(Cancel(request_id))
+            connection.forget(request_id)
+
+    async def _count(self, text: str) -> int:
+        connection = await self._ready(None)
+        request_id = next(self._ids)
+        inbox = connection.open(request_id)
+        try:
+            connection.send(CountTokens(request_id, text))
+            while True:
+                message = await inbox.next()
+                if isinstance(message, Count):
+                    return message.tokens
+        finally:
+            connection.forget(request_id)
+
+    def _log_retry(self, error: EngineCrashed) -> None:
+        _log.warning("Nothing of an answer had been shown; beginning it again after: %s", error)
 
     async def close(self) -> None:
         """End the worker; waiting requests end with `EngineClosed`."""
@@ -235,8 +267,12 @@ class LlamaEngine:
         self._model_path = path
         options = self.options
         wish = _wish(path, options)
+        self._hosted = hosted = await self._spawn(wish)
         connection = Connection(
-            await self._spawn(), hang_s=options.hang_s, grace_s=options.close_grace_s, changed=self._changed
+            hosted.link,
+            hang_s=options.hang_s,
+            grace_s=options.close_grace_s,
+            changed=self._changed,
         )
         try:
             await connection.load(wish, options.load_timeout_s)
@@ -359,6 +395,15 @@ def _wish(path: Path, options: LlamaOptions) -> Load:
         memory_limit_mb=options.memory_limit_mb,
         prefix_folder=str(options.prefix_folder.absolute()) if options.prefix_folder is not None else "",
     )
+
+
+def _details(connection: Connection, hosted: Hosted | None) -> dict[str, Any]:
+    details: dict[str, Any] = {"loadS": connection.info.load_s, "pid": connection.pid}
+    if hosted is not None:
+        details |= {"shared": hosted.shared, "sharedReason": hosted.reason, "notes": info.notes}
+    if connection.stats is not None:
+        details["metrics"] = asdict(connection.stats.metrics)
+    return details
 
 
 def _resident_bytes(pid: int | None) -> int | None:

@@ -9,30 +9,47 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import psutil
 
-from nexo_lsp.engines.llama.messages import BadMessage, FromWorker, ToWorker, decode_from_worker, encode
+from nexo_lsp.engines.llama.messages import (
+    BadMessage,
+    FromWorker,
+    Load,
+    ToWorker,
+    decode_from_worker,
+    encode,
+)
 from nexo_lsp.errors import EngineCrashed
 
 _log = logging.getLogger(__name__)
 
 _LINE_LIMIT = 16 * 1024 * 1024
 _LOG_LINES = 20
-_ROOT = Path(__file__).resolve().parents[3]
+# How long a process that has closed its output is waited for: it is about to end, if it has not ended.
+_EXIT_WAIT_S = 1.0
+
+ROOT = Path(__file__).resolve().parents[3]
+"""Where this package was found."""
 # The package is found wherever this one was, and the folder that an editor happens to run in (a workspace
 # that nobody vouches for) is kept off the module path: that is what -P is for.
 _BOOT = (
     "import sys, runpy; sys.path.append(sys.argv.pop(1)); "
-    "runpy.run_module('nexo_lsp.engines.llama.worker', run_name='__main__', alter_sys=True)"
+    "runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
 )
 
 
+def python_command(module: str, *arguments: str) -> list[str]:
+    """What runs `module` of this package in another process, however the package was found."""
+    return [sys.executable, "-P", "-c", _BOOT.format(module=module), str(ROOT), *arguments]
+
+
 def worker_command() -> list[str]:
-    """What starts a worker, however this package was found."""
-    return [sys.executable, "-P", "-c", _BOOT, str(_ROOT)]
+    """What starts a worker."""
+    return python_command("nexo_lsp.engines.llama.worker")
 
 
 class WorkerLink(Protocol):
@@ -67,8 +84,29 @@ class WorkerLink(Protocol):
         """The end of its log: why it died, perhaps."""
         ...
 
+    async def exit_code(self) -> int | None:
+        """How it ended, as `subprocess` has it (negative: the signal); None if that cannot be known."""
+        ...
 
-Spawn = Callable[[], Awaitable[WorkerLink]]
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """A worker that was found or started."""
+
+    link: WorkerLink
+    shared: bool
+    """Whether it serves other clients too."""
+    reason: str
+    """Why it is shared or not, in a few words."""
+
+
+Spawn = Callable[[Load], Awaitable[Hosted]]
+"""Has a worker for what is to be loaded; loading it comes after. Raises `EngineCrashed` if there is none."""
+
+
+async def spawn_private(_wish: Load, reason: str = "switched off") -> Hosted:
+    """A worker that serves nobody else."""
+    return Hosted(await spawn_process(), shared=False, reason=reason)
 
 
 async def spawn_process() -> WorkerLink:
@@ -81,13 +119,22 @@ async def spawn_process() -> WorkerLink:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=_LINE_LIMIT,
-            cwd=_ROOT,
+            cwd=ROOT,
             env={**os.environ, "PYTHONIOENCODING": "utf-8"},
             creationflags=flags,
         )
     except OSError as error:
         raise EngineCrashed(f"The engine's process could not be started ({error.strerror}).") from error
     return ProcessLink(process)
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """Processor time of `process`; where the system tells it, with the time that it waited for disks."""
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system + getattr(times, "iowait", 0.0))
 
 
 class ProcessLink:
@@ -130,10 +177,9 @@ class ProcessLink:
     def work_s(self) -> float:
         """The child's processor time; where the system tells it, with the time that it waited for disks."""
         try:
-            times = psutil.Process(self._process.pid).cpu_times()
+            return cpu_s(psutil.Process(self._process.pid))
         except psutil.Error:
             return 0.0
-        return float(times.user + times.system + getattr(times, "iowait", 0.0))
 
     def kill(self) -> None:
         """Send SIGKILL (or its like)."""
@@ -161,6 +207,13 @@ class ProcessLink:
     def last_words(self) -> str:
         """The last lines of its stderr."""
         return "\n".join(self._words)
+
+    async def exit_code(self) -> int | None:
+        """The child's exit code."""
+        try:
+            return await asyncio.wait_for(self._process.wait(), _EXIT_WAIT_S)
+        except TimeoutError:
+            return None
 
     async def _read_log(self) -> None:
         stderr = self._process.stderr
