@@ -148,7 +148,7 @@ class _Index:
         order = sorted((token for token, piece in enumerate(pieces) if piece), key=pieces.__getitem__)
         self.tokens: TokenIds = np.array(order, dtype=np.int32)
         self._data = b"".join(pieces[token] for token in order)
-        self._ends = np.fromiter(accumulate(len(pieces[token]) for token in order), np.int64, len(order))
+        self._ends = np.fromiter(accumulate(len(pieces[token]) for token in order), np.int32, len(order))
 
     def beginning_with(self, data: bytes) -> tuple[int, int]:
         """From where to where in `tokens` those are that begin with `data`."""
