@@ -183,7 +183,7 @@ async def test_a_killed_worker_ends_what_was_shown_and_the_rest_goes_on_with_ano
     counting = asyncio.create_task(engine.count_tokens("four"))
     first = pid_of(engine)
     os.kill(first, signal.SIGKILL)
-    with pytest.raises(EngineCrashed, match="ended unexpectedly.*memory"):
+    with pytest.raises(EngineCrashed, match="perhaps because memory ran out"):
         async for _ in stream:
             pass
     assert (await waiting)[1].tokens == ENDLESS

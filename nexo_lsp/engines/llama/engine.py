@@ -398,9 +398,10 @@ def _wish(path: Path, options: LlamaOptions) -> Load:
 
 
 def _details(connection: Connection, hosted: Hosted | None) -> dict[str, Any]:
-    details: dict[str, Any] = {"loadS": connection.info.load_s, "pid": connection.pid}
+    info = connection.info
+    details: dict[str, Any] = {"loadS": info.load_s, "pid": connection.pid, "notes": info.notes}
     if hosted is not None:
-        details |= {"shared": hosted.shared, "sharedReason": hosted.reason, "notes": info.notes}
+        details |= {"shared": hosted.shared, "sharedReason": hosted.reason}
     if connection.stats is not None:
         details["metrics"] = asdict(connection.stats.metrics)
     return details

@@ -146,7 +146,7 @@ class Hub:
                     pass
 
     def attach(self, notice: Callable[[ToWorker | None], None]) -> None:
-        """Tell `notice` of the worker of each message before it is queued; at once of those queued already."""
+        """Tell the worker's `notice` of each message before it is queued; at once of those queued already."""
         with self._state:
             for message in self._unnoticed:
                 notice(message)
