@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import subprocess
 import sys
 import tarfile
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from nexo_lsp.context.budget import first_lines, last_lines
+from nexo_lsp.pipeline.closers import closers_behind
 from nexo_lsp.syntax.languages import Language, language_for
 from nexo_lsp.syntax.parsing import parse
 
@@ -27,8 +29,13 @@ COMMIT = "db3a90c"
 BEFORE, AFTER = 256, 128
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-Mask = Literal["line", "block", "rest"]
-MASKS: tuple[Mask, ...] = ("line", "block", "rest")
+Mask = Literal["whole line", "line", "block", "rest", "brackets"]
+MASKS: tuple[Mask, ...] = ("whole line", "line", "block", "rest", "brackets")
+"""A line with its indentation; without it, as an editor puts the cursor; two to five such lines; the rest of
+a line from any character on; what stands between an opening bracket or quote and the closers that end the
+line."""
+# Where the closers are what the editor puts behind the cursor when the opening one is typed.
+_BRACKETS = re.compile(r"^(.*[(\[{\"'])(.+?)([)\]}\"']+[;,:]?)$")
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,10 @@ class Case:
         return first_lines(self.after, AFTER)
 
     @property
+    def suffix_without_closers(self) -> str:
+        return first_lines(self.after.removeprefix(closers_behind(self.after)), AFTER)
+
+    @property
     def lines(self) -> int:
         return self.truth.count("\n") + 1
 
@@ -151,11 +162,23 @@ def _cases(
         seen.add((path, row))
         start = sum(len(line) + 1 for line in lines[:row])
         end = start + len("\n".join(lines[row : row + count]))
-        # The cursor stands behind the indentation, where an editor puts it on a new line.
-        start += len(lines[row]) - len(lines[row].lstrip())
+        if mask != "whole line":
+            # The cursor stands behind the indentation, where an editor puts it on a new line.
+            start += len(lines[row]) - len(lines[row].lstrip())
         if mask == "rest":
             start += chance.randrange(1, end - start - 3)
+        if mask == "brackets":
+            found = _BRACKETS.match(lines[row])
+            if found is None or len(found[2]) < 3 or not _balanced(found[2]):
+                continue
+            end -= len(found[3])
+            start = end - len(found[2])
         yield Case(f"{mask} {path}:{row + 1}", language, mask, text[:start], text[end:], text[start:end])
+
+
+def _balanced(text: str) -> bool:
+    brackets = all(text.count(left) == text.count(right) for left, right in ("()", "[]", "{}"))
+    return brackets and text.strip()[0] not in ")]}" and text.count('"') % 2 == text.count("'") % 2 == 0
 
 
 def _is_code(line: str, language: Language) -> bool:
