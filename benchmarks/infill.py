@@ -36,8 +36,11 @@ from nexo_lsp.engines.llama.healing import Healing, HealingState
 from nexo_lsp.engines.llama.prompts import Prompts
 from nexo_lsp.folders import folders
 from nexo_lsp.generation import InfillPrompt
+from nexo_lsp.pipeline.closers import closers_behind, until_closed
+from nexo_lsp.pipeline.code import without_repetition
 
-VARIANTS = ("usual", "ours", "healed")
+VARIANTS = ("usual", "ours", "healed", "closers hidden")
+"""The last is healed too; only for what stands between brackets, since nothing else differs."""
 USUAL = ("<|fim_prefix|>", "{prefix}", "<|fim_suffix|>", "{suffix}", "<|fim_middle|>")
 LINE_TOKENS, BLOCK_TOKENS = 48, 120
 
@@ -105,9 +108,21 @@ class Runner:
 
 
 def prompt(case: Case, variant: str) -> InfillPrompt:
-    made = Templates().infill("qwen2.5-coder", case.prefix, case.suffix)
+    suffix = case.suffix_without_closers if variant == "closers hidden" else case.suffix
+    made = Templates().infill("qwen2.5-coder", case.prefix, suffix)
     parts = USUAL if variant == "usual" else made.template.parts
-    return replace(made, template=replace(made.template, parts=parts, heal=variant == "healed"))
+    return replace(made, template=replace(made.template, parts=parts, heal=variant not in {"usual", "ours"}))
+
+
+def variants(case: Case) -> tuple[str, ...]:
+    return VARIANTS if case.mask == "brackets" else VARIANTS[:-1]
+
+
+def fitted(case: Case, variant: str, answer: str) -> str:
+    """What the pipeline makes of an answer that has something behind it in its line."""
+    if variant == "closers hidden":
+        answer = until_closed(answer, closers_behind(case.after))
+    return without_repetition(answer, case.after) if case.mask == "brackets" else answer
 
 
 def run(runner: Runner, todo: list[Case], answers: Answers, keep: Callable[[], None], until: float) -> bool:
@@ -120,7 +135,7 @@ def run(runner: Runner, todo: list[Case], answers: Answers, keep: Callable[[], N
             return False
         most = BLOCK_TOKENS if case.mask == "block" else LINE_TOKENS
         found: dict[str, Any] = {"inside": _inside_a_token(runner, case)}
-        for variant in VARIANTS:
+        for variant in variants(case):
             asked = prompt(case, variant)
             tokens, rest = prompts.healed(asked, healing)
             state = HealingState(healing, rest)
@@ -167,7 +182,11 @@ def table(done: list[Case], answers: Answers) -> list[dict[str, Any]]:
     for name, members in groups:
         row: dict[str, Any] = {"group": name, "cases": len(members)}
         for variant in VARIANTS:
-            figures = [measure(case, answers[case.id][variant]) for case in members]
+            figures = [
+                measure(case, fitted(case, variant, answers[case.id][variant]))
+                for case in members
+                if variant in answers[case.id]
+            ]
             row[variant] = [
                 sum(f[0] for f in figures),
                 sum(f[1] for f in figures),
@@ -179,7 +198,11 @@ def table(done: list[Case], answers: Answers) -> list[dict[str, Any]]:
 
 def differences(done: list[Case], answers: Answers, one: str, other: str) -> tuple[int, int]:
     """In how many cases only `one`, and only `other`, found the exact text."""
-    exact = [[measure(case, answers[case.id][name])[0] for name in (one, other)] for case in done]
+    exact = [
+        [measure(case, fitted(case, name, answers[case.id][name]))[0] for name in (one, other)]
+        for case in done
+        if one in answers[case.id] and other in answers[case.id]
+    ]
     return sum(a and not b for a, b in exact), sum(b and not a for a, b in exact)
 
 
@@ -188,7 +211,9 @@ def show(rows: list[dict[str, Any]]) -> None:
     print("|---|---|" + "---|" * len(VARIANTS))
     for row in rows:
         count = row["cases"] or 1
-        shares = [f"{row[v][0]}, {row[v][1]}, {100 * row[v][2] / count:.0f} %" for v in VARIANTS]
+        shares = [
+            f"{row[v][0]}, {row[v][1]}, {100 * row[v][2] / count:.0f} %" if v in row else "" for v in VARIANTS
+        ]
         print(f"| {row['group']} | {row['cases']} | " + " | ".join(shares) + " |")
 
 
@@ -226,7 +251,7 @@ def main() -> None:
         f"{psutil.cpu_count()} cores, seed {SEED}; " + ", ".join(f"{s.language}: {s.title}" for s in SOURCES)
     )
     show(rows)
-    for one, other in (("usual", "ours"), ("ours", "healed")):
+    for one, other in (("usual", "ours"), ("ours", "healed"), ("healed", "closers hidden")):
         first, second = differences(finished, answers, one, other)
         print(f"exact only with {one}: {first}; only with {other}: {second}")
 
