@@ -310,7 +310,7 @@ class PrefixCache:
     def _supersede(self, kept: _Kept, key: bytes) -> None:
         """Drop what this job would have taken over of its session's, had the other job ended before it began.
 
-        Jobs overlap when the next key is pressed before an answer is done; they must not leave one each behind.
+        Jobs overlap when the next key is pressed before an answer is done; one of them is enough to keep.
         """
         for other in list(self._kept.values()):
             if other is not kept and other.session == kept.session:
