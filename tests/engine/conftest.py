@@ -67,6 +67,9 @@ class Bench:
         single = Bench(self.loaded)
         single.scheduler.add(job, request)
         single.run()
+        single.scheduler.close()
+        # A scheduler of its own for what follows: this one's cache knows nothing of what the other left.
+        self.__post_init__()
         return single.text(job)
 
     def run(self) -> None:
@@ -78,6 +81,9 @@ class Bench:
 
     def done(self, job: int) -> Done:
         return next(m for m in self.said if isinstance(m, Done) and m.id == job)
+
+    def finished(self, job: int) -> bool:
+        return any(isinstance(m, Done) and m.id == job for m in self.said)
 
     def failed(self, job: int) -> Failed:
         return next(m for m in self.said if isinstance(m, Failed) and m.id == job)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from nexo_lsp.engines.llama.messages import Delta, Failure
+from nexo_lsp.engines.llama.messages import Cancel, Delta, Done, Failure, Start
+from nexo_lsp.engines.llama.native import Decoded, Slice
+from nexo_lsp.engines.llama.scheduler import STARVING_S, Scheduler
 from nexo_lsp.generation import ChatPrompt, FinishReason, Message, Priority, Role
 
 from .conftest import Bench
@@ -90,12 +93,150 @@ def test_a_more_urgent_request_overtakes_and_the_other_goes_on_unharmed(bench: B
     assert bench.text(1) == bench.alone(1, background(LONG, max_tokens=30))
 
 
-def test_equals_are_served_in_order(bench: Bench) -> None:
-    for job in (1, 2, 3):
-        bench.scheduler.add(job, chat(f"number {job}"))
+def test_equals_are_written_together_and_say_what_they_would_say_alone(bench: Bench) -> None:
+    requests = {job: chat(f"number {job}", max_tokens=30) for job in range(6)}
+    alone = {job: bench.alone(job, request) for job, request in requests.items()}
+    for job, request in requests.items():
+        bench.scheduler.add(job, request)
     bench.run()
-    order = [m.id for m in bench.said if isinstance(m, Delta)]
-    assert order == sorted(order)
+    assert {job: bench.text(job) for job in requests} == alone
+    ends = [m.id for m in bench.said if isinstance(m, Done)]
+    begins = list(dict.fromkeys(m.id for m in bench.said if isinstance(m, Delta)))
+    assert begins == sorted(begins), "first come, first served"
+    assert ends.index(0) < ends.index(5)
+    fill = bench.scheduler.stats().metrics.batch_fill
+    assert fill is not None
+    assert fill > 1.5
+
+
+def test_a_step_asks_for_the_next_token_of_all_that_are_being_written(bench: Bench) -> None:
+    for job in range(3):
+        bench.scheduler.add(job, chat(f"number {job}", max_tokens=60))
+    while not all(bench.deltas(job) for job in range(3)):
+        bench.scheduler.step()
+    before = [bench.deltas(job) for job in range(3)]
+    bench.scheduler.step()
+    assert [bench.deltas(job) for job in range(3)] == [count + 1 for count in before]
+
+
+def test_two_clients_read_their_prompts_in_turn(bench: Bench) -> None:
+    """The second one's short prompt does not wait for the end of the first one's long one."""
+    bench.scheduler.add(1, chat("a" * 3000, max_tokens=4), client=1)
+    bench.scheduler.add(2, chat("b" * 20, max_tokens=4), client=2)
+    bench.run()
+    ends = [m.id for m in bench.said if isinstance(m, Done)]
+    assert ends == [2, 1]
+
+
+def test_one_client_with_many_requests_does_not_shut_out_another(bench: Bench) -> None:
+    for job in range(10):
+        bench.scheduler.add(job, chat(f"many {job}", max_tokens=20), client=1)
+    bench.scheduler.add(99, chat("one", max_tokens=20), client=2)
+    bench.run()
+    ends = [m.id for m in bench.said if isinstance(m, Done)]
+    assert ends.index(99) < 6
+
+
+def test_whoever_waits_long_gets_a_step_in_between(bench: Bench) -> None:
+    bench.scheduler.add(1, background("low", max_tokens=3))
+    bench.scheduler.add(2, chat("high", max_tokens=2000, priority=Priority.INTERACTIVE))
+    for _ in range(20):
+        bench.scheduler.step()
+    assert bench.deltas(1) == 0
+    steps = 0
+    while not bench.finished(1):
+        bench.now += STARVING_S / 10
+        bench.scheduler.step()
+        steps += 1
+        assert steps < 100, "it starves"
+    assert not bench.finished(2)
+    assert steps > 20, "and yet it waited most of the time"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_guesses_change_nothing_but_the_number_of_steps(bench: Bench, temperature: float) -> None:
+    schema = json.dumps({"enum": ["a word of which this is one " * 3, "and another " * 6]})
+    request = chat("draft", max_tokens=200, temperature=temperature, seed=5, json_schema=schema)
+    alone = bench.alone(1, request)
+    half = len(alone) // 2
+    predictions = [alone, alone[:half] + "##" + alone[half:], "nothing like it at all", alone[half:]]
+    for job, prediction in enumerate(predictions):
+        bench.scheduler.add(job, replace(request, prediction=prediction))
+        bench.run()
+        assert bench.text(job) == alone
+        assert bench.done(job).finish is FinishReason.STOP
+    metrics = bench.scheduler.stats().metrics
+    assert 0 < metrics.accepted_tokens < metrics.drafted_tokens
+    assert bench.deltas(0) < len(alone) // 2, "several tokens came with one step"
+
+
+def test_guesses_for_several_answers_at_once(bench: Bench) -> None:
+    alone = {job: bench.alone(job, chat(f"n {job}", max_tokens=50)) for job in range(4)}
+    for job, text in alone.items():
+        bench.scheduler.add(job, chat(f"n {job}", max_tokens=50, prediction=text[: 20 + 5 * job]))
+    bench.run()
+    assert {job: bench.text(job) for job in alone} == alone
+
+
+def test_guesses_under_a_grammar(bench: Bench) -> None:
+    schema = json.dumps({"type": "object", "properties": {"ok": {"type": "boolean"}}})
+    request = chat("json", json_schema=schema)
+    alone = bench.alone(1, request)
+    bench.scheduler.add(2, replace(request, prediction=alone))
+    bench.scheduler.add(3, replace(request, prediction='{"ok": nonsense}'))
+    bench.run()
+    assert bench.text(2) == bench.text(3) == alone
+    assert json.loads(alone)["ok"] in {True, False}
+
+
+def test_a_step_is_given_up_for_something_more_urgent(bench: Bench) -> None:
+    """The interruption comes as it does from another thread: while llama.cpp computes."""
+    alone = bench.alone(1, background(LONG, max_tokens=5))
+    bench.scheduler.add(1, background(LONG, max_tokens=5))
+    evaluate = bench.loaded.context.evaluate
+    seen: list[Decoded] = []
+
+    def interrupted(slices: Sequence[Slice]) -> Decoded:
+        start = Start(2, chat("now", priority=Priority.INTERACTIVE))
+        assert bench.scheduler.urgent(start)
+        assert bench.scheduler.urgent(Cancel(1))
+        assert not bench.scheduler.urgent(Cancel(5))
+        assert not bench.scheduler.urgent(Start(3, background("equal")))
+        if len(seen) < 3:
+            bench.scheduler.interrupt()
+        seen.append(evaluate(slices))
+        return seen[-1]
+
+    bench.loaded.context.evaluate = interrupted
+    for _ in range(4):
+        bench.scheduler.step()
+    bench.loaded.context.evaluate = evaluate
+    assert seen == [Decoded.INTERRUPTED] * 3 + [Decoded.DONE]
+    assert bench.scheduler.stats().metrics.overtaken == 3
+    bench.run()
+    assert bench.text(1) == alone
+
+
+def test_a_message_that_nobody_has_read_yet_stops_the_next_step(bench: Bench) -> None:
+    unread = [True]
+    scheduler = Scheduler(
+        bench.loaded.model, bench.loaded.context, bench.said.append, unread=lambda: unread[0]
+    )
+    scheduler.add(1, chat("hi", max_tokens=2))
+    for _ in range(5):
+        scheduler.step()
+    assert bench.deltas(1) == 0
+    unread[0] = False
+    while scheduler.busy:
+        scheduler.step()
+    assert bench.finished(1)
+
+
+def test_json_ends_with_its_last_bracket(bench: Bench) -> None:
+    bench.scheduler.add(1, saying("x"))
+    bench.run()
+    assert bench.done(1).finish is FinishReason.STOP
+    assert bench.text(1) == '"x"'
 
 
 def test_cancelling_inside_the_prompt_leaves_the_worker_ready_and_the_work_cached(bench: Bench) -> None:

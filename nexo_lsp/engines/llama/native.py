@@ -12,13 +12,25 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 _LOG_WARN, _LOG_ERROR, _LOG_CONTINUED = 3, 4, 5
-# Logits are asked for one token a sequence at the most; reserving for more costs memory.
+_ABORTED = 2
+"""What `llama_decode` answers when it was interrupted."""
 _BATCH_TOKENS = 512
+# Logits that one step may ask for: a row takes 0.6 MB with a vocabulary of 152,000.
+_OUTPUTS = 48
+_FLASH_ATTENTION = 1
+"""Cells of other sequences are skipped instead of computed and masked away: see `Context`."""
+
+
+_log_callbacks: list[Any] = []
 
 
 class NativeError(Exception):
@@ -31,6 +43,46 @@ class Decoded(Enum):
     DONE = auto()
     FULL = auto()
     """No room in the cache: something must be evicted first; nothing was changed."""
+    INTERRUPTED = auto()
+    """`Interrupt.set` was called meanwhile; nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What one sequence gets evaluated in a step: `tokens` from `position` on."""
+
+    sequence: int
+    position: int
+    tokens: Sequence[int]
+    logits: int = 0
+    """For how many of the last tokens the logits are wanted."""
+
+
+class Interrupt:
+    """Stops an evaluation that is under way, from any thread.
+
+    llama.cpp asks a function before every node of its graph. That function is the C library's own `strlen`,
+    and what it looks at is a text that is empty until `set` is called: so no Python runs inside the graph,
+    and no thread of it ever waits for the interpreter's lock.
+    """
+
+    def __init__(self) -> None:
+        self._text = ctypes.create_string_buffer(2)
+        library = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
+        self.function: Any = library.strlen
+
+    @property
+    def address(self) -> ctypes.c_void_p:
+        """What the function is called with."""
+        return ctypes.cast(self._text, ctypes.c_void_p)
+
+    def set(self) -> None:
+        """Stop what is being evaluated, and all that comes until `clear`."""
+        self._text[0] = b"!"
+
+    def clear(self) -> None:
+        """Let the next evaluation run."""
+        self._text[0] = b"\0"
 
 
 class Library:
@@ -47,9 +99,10 @@ class Library:
         """Whether lines are kept back in `held` for somebody to decide about."""
         self.held: list[str] = []
         self._log_level = 0
-        # ctypes keeps no reference to a callback: this attribute does.
-        self._log_callback = self.c.llama_log_callback(self._log)
-        self.c.llama_log_set(self._log_callback, None)
+        # The library calls it until another one is set, and ctypes keeps no reference to a callback.
+        log_callback = self.c.llama_log_callback(self._log)
+        _log_callbacks.append(log_callback)
+        self.c.llama_log_set(log_callback, None)
         self.c.llama_backend_init()
 
     def _log(self, level: int, text: bytes, _user: object) -> None:
@@ -185,6 +238,12 @@ class Model:
         return int(self.library.c.llama_model_n_ctx_train(self.handle))
 
     @property
+    def can_forget(self) -> bool:
+        """Whether the end of a sequence can be taken back (recurrent models keep one state for all of it)."""
+        c = self.library.c
+        return not (c.llama_model_is_recurrent(self.handle) or c.llama_model_is_hybrid(self.handle))
+
+    @property
     def description(self) -> str:
         """Architecture, size and quantisation, in llama.cpp's words."""
         buffer = ctypes.create_string_buffer(256)
@@ -200,23 +259,34 @@ class Model:
 
 
 class Context:
-    """The memory in which several sequences of one model live and are evaluated."""
+    """The memory in which several sequences of one model live and are evaluated.
 
-    def __init__(self, model: Model, tokens: int, sequences: int, threads: int) -> None:
-        """Raises `NativeError` if it cannot be made (mostly: too little memory)."""
+    One buffer holds all of them, so that they can share cells. Without flash attention every token is then
+    compared with every cell up to the last one in use, also those of others, only to be masked away.
+    """
+
+    def __init__(self, model: Model, tokens: int, sequences: int, threads: int, kv_type: str = "f16") -> None:
+        """`kv_type` is "f16" or "q8_0". Raises `NativeError` if it cannot be made (mostly: memory)."""
         self.model = model
         self.batch_tokens = _BATCH_TOKENS
+        self.outputs = _OUTPUTS
+        self.kv_type = kv_type
         c = self._c = model.library.c
         params = c.llama_context_default_params()
         params.n_ctx = tokens
         params.n_batch = params.n_ubatch = _BATCH_TOKENS
         params.n_seq_max = sequences
-        params.n_outputs_max = sequences
+        params.n_outputs_max = _OUTPUTS
         params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = _FLASH_ATTENTION
+        params.type_k = params.type_v = {"f16": c.GGML_TYPE_F16, "q8_0": c.GGML_TYPE_Q8_0}[kv_type]
         # One buffer for all: cells can be shared between sequences, and a partial copy across separate
         # buffers aborts the process.
         params.kv_unified = True
         params.swa_full = True
+        self.interrupt = Interrupt()
+        params.abort_callback = ctypes.cast(self.interrupt.function, c.ggml_abort_callback)
+        params.abort_callback_data = self.interrupt.address
         self.handle = c.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise NativeError("; ".join(model.library.errors) or "llama.cpp gave no reason")
@@ -235,21 +305,23 @@ class Context:
             self._c.llama_free(self.handle)
             self.handle = None
 
-    def evaluate(self, tokens: Sequence[int], position: int, sequence: int, *, logits: bool) -> Decoded:
-        """Run `tokens` (at most `batch_tokens`) of one sequence through the model, from `position` on.
+    def evaluate(self, slices: Sequence[Slice]) -> Decoded:
+        """Run all `slices` (at most `batch_tokens` tokens, `outputs` logits) through the model together.
 
-        With `logits` those of the last token can be read afterwards. Raises `NativeError`.
+        All or nothing: unless `DONE` comes back, no sequence has changed. Raises `NativeError`.
         """
-        batch = self._batch
-        for index, token in enumerate(tokens):
-            batch.token[index] = token
-            batch.pos[index] = position + index
-            batch.n_seq_id[index] = 1
-            batch.seq_id[index][0] = sequence
-            batch.logits[index] = 0
-        batch.n_tokens = len(tokens)
-        batch.logits[len(tokens) - 1] = logits
-        # llama.cpp calls a full cache an error; for us it is the moment to evict.
+        batch, row = self._batch, 0
+        for part in slices:
+            quiet = len(part.tokens) - part.logits
+            for index, token in enumerate(part.tokens):
+                batch.token[row] = token
+                batch.pos[row] = part.position + index
+                batch.n_seq_id[row] = 1
+                batch.seq_id[row][0] = part.sequence
+                batch.logits[row] = index >= quiet
+                row += 1
+        batch.n_tokens = row
+        # llama.cpp calls a full cache an error; for us it is the moment to evict. So is an interruption.
         library = self.model.library
         library.hold_log = True
         code = int(self._c.llama_decode(self.handle, batch))
@@ -257,6 +329,8 @@ class Context:
         lines, library.held = library.held, []
         if code == 1:
             return Decoded.FULL
+        if code == _ABORTED:
+            return Decoded.INTERRUPTED
         sys.stderr.writelines(lines)
         if code == 0:
             return Decoded.DONE
@@ -268,10 +342,13 @@ class Context:
             self._decode_threads = threads
             self._c.llama_set_n_threads(self.handle, threads, self.threads)
 
-    def logits(self) -> ctypes.Array[ctypes.c_float]:
-        """The logits of the last evaluated token: a view that the next evaluation overwrites."""
-        pointer = self._c.llama_get_logits_ith(self.handle, -1)
-        return ctypes.cast(pointer, ctypes.POINTER(self._logit_values)).contents
+    def logits(self, row: int) -> npt.NDArray[np.float32]:
+        """The logits behind token `row` of the last evaluation: a view that the next one overwrites."""
+        pointer = self._c.llama_get_logits_ith(self.handle, row)
+        if not pointer:
+            raise NativeError(f"no logits were made for row {row}")
+        values = ctypes.cast(pointer, ctypes.POINTER(self._logit_values)).contents
+        return np.ctypeslib.as_array(values)
 
     def truncate(self, sequence: int, length: int) -> bool:
         """Forget what `sequence` holds from position `length` on.
@@ -283,3 +360,23 @@ class Context:
     def copy(self, source: int, target: int, length: int) -> None:
         """Let `target` share the first `length` positions of `source`; costs no cells."""
         self._c.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def save(self, sequence: int) -> bytes:
+        """What `sequence` holds, for `restore`; some 12 KB for each token of the 0.5B model."""
+        size = int(self._c.llama_state_seq_get_size(self.handle, sequence))
+        buffer = (ctypes.c_uint8 * size)()
+        written = int(self._c.llama_state_seq_get_data(self.handle, buffer, size, sequence))
+        return bytes(memoryview(buffer)[:written])
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        """Fill the empty `sequence` with what was saved; False if there is no room or it does not fit."""
+        library = self.model.library
+        library.hold_log = True
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        read = int(self._c.llama_state_seq_set_data(self.handle, buffer, len(state), sequence))
+        library.hold_log = False
+        library.held.clear()
+        if read != len(state):
+            self.truncate(sequence, 0)
+            return False
+        return True

@@ -95,6 +95,13 @@ class Prompts:
         count, rest = healing.taken_back(tokens[len(tokens) - own :])
         return tokens[: len(tokens) - count], rest
 
+    def static_tokens(self, prompt: ChatPrompt | InfillPrompt) -> int:
+        """How many of the first tokens belong to the prompt's static messages, and so to no user's text."""
+        if isinstance(prompt, InfillPrompt) or not 0 < prompt.static_messages < len(prompt.messages):
+            return 0
+        tokens = self._chat(prompt, last=prompt.static_messages - 1)
+        return len(tokens) + (self._tokenizer.bos is not None and tokens[:1] != [self._tokenizer.bos])
+
     def end_tokens(self, prompt: ChatPrompt | InfillPrompt) -> frozenset[int]:
         """Tokens at which the answer ends, beside those that the model names itself."""
         if isinstance(prompt, ChatPrompt):
@@ -102,7 +109,8 @@ class Prompts:
         found = (self._tokenizer.special(text) for text in prompt.template.stop)
         return frozenset(token for token in found if token is not None)
 
-    def _chat(self, prompt: ChatPrompt) -> list[int]:
+    def _chat(self, prompt: ChatPrompt, last: int | None = None) -> list[int]:
+        """The tokens of a conversation; with `last` only those up to the end of that message."""
         if not prompt.messages:
             raise PromptError("A conversation without a message cannot be answered.")
         messages = prompt.messages
@@ -121,6 +129,8 @@ class Prompts:
             content = index % 2 == 1
             text = messages[int(part)].content if content else part
             tokens += self._tokenizer.tokenize(text, special=not content)
+            if content and last is not None and int(part) == last:
+                return tokens if messages is prompt.messages else []
         return tokens + self._tokenizer.tokenize(prompt.answer_prefix, special=False)
 
     def _render(self, messages: Sequence[Message]) -> str:

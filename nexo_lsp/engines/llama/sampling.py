@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nexo_lsp.engines.llama.grammar import UnsupportedSchema, grammar
+from nexo_lsp.engines.llama.healing import HealingState
 from nexo_lsp.engines.llama.native import Context, Library, Model, NativeError
 from nexo_lsp.generation import Request
 
@@ -31,8 +32,10 @@ class GrammarError(Exception):
 class Sampler:
     """Chooses the tokens of one answer; remembers what a grammar needs to remember."""
 
-    def __init__(self, model: Model, request: Request) -> None:
+    def __init__(self, model: Model, request: Request, healing: HealingState) -> None:
         """Raises `GrammarError` for a schema that cannot be used."""
+        self._model = model
+        self._healing = healing
         self._library: Library = model.library
         self._c = model.library.c
         self._vocab_size = model.vocab_size
@@ -51,17 +54,33 @@ class Sampler:
                 self._c.llama_sampler_free(sampler)
         self._chain = self._grammar = None
 
-    def sample(self, context: Context) -> int:
-        """The next token after the last evaluated one."""
-        logits = np.ctypeslib.as_array(context.logits())
+    def sample(self, context: Context, row: int) -> int:
+        """The token after `row` of the last evaluation; rows are asked for in the answer's order."""
+        logits = context.logits(row)
         if self._bias is not None:
             ids, values = self._bias
             logits = logits.copy()
             logits[ids] += values
+        if self._healing:
+            # What is written again is written greedily: it is not the answer yet.
+            allowed = self._healing.allowed()
+            return int(allowed[np.argmax(logits[allowed])])
         token = self._choose(logits)
         if self._grammar is not None:
             self._c.llama_sampler_accept(self._grammar, token)
         return token
+
+    @property
+    def heals(self) -> bool:
+        """Whether the next token has to repeat the end of the prompt."""
+        return bool(self._healing)
+
+    def text(self, token: int) -> bytes:
+        """What `token` adds to the answer; nothing while the end of the prompt is written again.
+
+        To be called once for each token that is taken, before the next one is sampled.
+        """
+        return self._healing.advance(self._model.piece(token))
 
     def _choose(self, logits: npt.NDArray[np.float32]) -> int:
         if self._chain is None:

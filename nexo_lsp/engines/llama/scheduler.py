@@ -1,71 +1,77 @@
-"""Who is served next. Every job is a state machine that advances by one step at a time.
+"""Who is served next, and together with whom.
 
-A step evaluates one chunk of a prompt, or one made token, and then samples where the end is reached. Between
-steps anything may change: a more urgent job overtakes, a cancelled one leaves. A job that waits keeps its
-sequence, so it goes on where it stopped.
+A step evaluates one batch: the next token of every answer that is being written, guesses behind them where an
+answer repeats a known text, and a chunk of one prompt. All of them are equally urgent: whoever is less urgent
+waits, and keeps its sequence meanwhile. A step that is under way is given up when something more urgent comes
+(`urgent`, asked by the thread that reads messages); between two steps anything may change.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from nexo_lsp.engines.llama.messages import Delta, Done, Failed, Failure, FromWorker, Stats
-from nexo_lsp.engines.llama.native import Context, Decoded, Model, NativeError
+from nexo_lsp.engines.llama.drafting import DraftLength, Lookup
+from nexo_lsp.engines.llama.healing import Healing, HealingState
+from nexo_lsp.engines.llama.jobs import Job
+from nexo_lsp.engines.llama.messages import (
+    BadMessage,
+    Cancel,
+    Delta,
+    Done,
+    Failed,
+    Failure,
+    FromWorker,
+    Metrics,
+    Start,
+    Stats,
+    ToWorker,
+)
+from nexo_lsp.engines.llama.native import Context, Decoded, Model, NativeError, Slice
 from nexo_lsp.engines.llama.prefix_cache import PrefixCache
 from nexo_lsp.engines.llama.prompts import PromptError, Prompts
 from nexo_lsp.engines.llama.sampling import GrammarError, Sampler
 from nexo_lsp.engines.llama.text_stream import TextStream
 from nexo_lsp.engines.llama.threads import ThreadTuner
-from nexo_lsp.generation import FinishReason, Request, Usage
+from nexo_lsp.generation import FinishReason, Request
 
-# How long one prompt chunk should take: it is what a cancel or a more urgent job waits for. Smaller chunks
-# use the weights worse (each chunk reads all of them once).
-_CHUNK_S = 0.1
+TOGETHER = 4
+"""So many answers are written at once: on two cores four take 2.3 times as long as one, eight 4 times."""
+STARVING_S = 5.0
+"""Whoever waited so long for more urgent ones gets one step in between."""
+_CHUNK_S, _WATCHED_CHUNK_S = 0.35, 0.12
+"""How long a prompt's chunk should take: alone, or while somebody watches an answer that is being written."""
 _CHUNK_MIN = 16
 _AVERAGE = 0.3
 """The weight of the newest measurement in a moving average."""
 
 
-class Speed:
-    """Tokens a second, as a moving average."""
+class Average:
+    """A moving average; None before the first measurement."""
 
     def __init__(self) -> None:
         self.value: float | None = None
 
-    def add(self, tokens: int, seconds: float) -> None:
+    def add(self, now: float) -> None:
         """One more measurement."""
-        now = tokens / max(seconds, 1e-6)
         self.value = now if self.value is None else self.value + _AVERAGE * (now - self.value)
 
 
-@dataclass(slots=True)
-class _Job:
-    id: int
-    request: Request
-    tokens: list[int]
-    prompt_tokens: int
-    end_tokens: frozenset[int]
-    sampler: Sampler
-    text: TextStream
-    arrived: float
-    order: int
-    sequence: int | None = None
-    evaluated: int = 0
-    cached: int = 0
-    made: int = 0
-    started: float | None = None
-    prompt_s: float = 0.0
-    decode_s: float = 0.0
-    rank: tuple[int, int] = field(init=False)
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one job gets evaluated in a step, and in which row of the batch it begins."""
 
-    def __post_init__(self) -> None:
-        self.rank = (self.request.priority, self.order)
+    job: Job
+    tokens: Sequence[int]
+    guesses: Sequence[int]
+    row: int
+    at_end: bool
 
-    def expired(self, now: float) -> bool:
-        limit = self.request.deadline_s
-        return limit is not None and now - self.arrived >= limit
+    def slice(self) -> Slice:
+        assert self.job.sequence is not None  # noqa: S101 -- only jobs with a sequence are planned
+        wanted = 1 + len(self.guesses) if self.at_end else 0
+        return Slice(self.job.sequence, self.job.evaluated, (*self.tokens, *self.guesses), wanted)
 
 
 class Scheduler:
@@ -77,54 +83,98 @@ class Scheduler:
         context: Context,
         send: Callable[[FromWorker], None],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        cache: PrefixCache | None = None,
+        unread: Callable[[], bool] = lambda: False,
+        drafts: bool = True,
     ) -> None:
+        """`unread` says whether a message has come that nobody has read yet."""
         self._model = model
         self._context = context
         self._send = send
         self._clock = clock
+        self._unread = unread
+        self._drafts = drafts and model.can_forget
         self._prompts = Prompts(model)
-        self._cache = PrefixCache(context, context.sequences)
-        self._jobs: dict[int, _Job] = {}
+        self._healing = Healing(model)
+        self._cache = cache or PrefixCache(context, context.sequences)
+        self._jobs: dict[int, Job] = {}
         self._arrivals = 0
-        self._prompt_speed = Speed()
-        self._decode_speed = Speed()
+        self._prompt_speed, self._decode_speed, self._fill = Average(), Average(), Average()
         self._tuner = ThreadTuner(context.threads)
+        self._lengths = DraftLength()
+        self._served: dict[int, float] = {}
+        self._turns: dict[int, int] = {}
+        self._chunk_most = context.batch_tokens
+        self._in_step: tuple[int, frozenset[int]] | None = None
+        self._prompt_tokens = self._cached_tokens = self._drafted = self._accepted = self._overtaken = 0
+        self.cancel_ms = Average()
 
     @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
         return bool(self._jobs)
 
-    def add(self, job_id: int, request: Request) -> None:
+    def urgent(self, message: ToWorker | BadMessage) -> bool:
+        """Whether the step under way is worth giving up for `message`; may be asked from any thread."""
+        step = self._in_step
+        if step is None:
+            return False
+        level, ids = step
+        match message:
+            case Start():
+                return message.request.priority < level
+            case Cancel():
+                return message.id in ids
+            case _:
+                return False
+
+    def interrupt(self) -> None:
+        """Give up the step under way; may be called from any thread."""
+        self._context.interrupt.set()
+
+    def add(self, job_id: int, request: Request, client: int = 0) -> None:
         """Take a request; one that cannot be served is answered with `Failed` at once."""
         if job_id in self._jobs:
             self._send(Failed(job_id, Failure.INTERNAL, f"Request {job_id} is running already."))
             return
         try:
-            tokens = self._prompts.tokens(request.prompt)
-            if not tokens:
-                raise PromptError("An empty prompt cannot be answered.")
-            ends = self._prompts.end_tokens(request.prompt)
-            if len(tokens) + request.max_tokens > self._context.tokens:
-                self._send(Failed(job_id, Failure.PROMPT_TOO_LONG, self._too_long(len(tokens), request)))
-                return
-            sampler = Sampler(self._model, request)
+            job = self._job(job_id, request, client)
         except (PromptError, GrammarError) as error:
             self._send(Failed(job_id, Failure.BAD_REQUEST, str(error)))
             return
+        if job.room > self._context.tokens:
+            job.sampler.close()
+            message = self._too_long(job.prompt_tokens, request)
+            self._send(Failed(job_id, Failure.PROMPT_TOO_LONG, message))
+            return
+        self._jobs[job_id] = job
+        self._served.setdefault(request.priority, self._clock())
+        self._report()
+
+    def _job(self, job_id: int, request: Request, client: int) -> Job:
+        tokens, rest = self._prompts.healed(request.prompt, self._healing)
+        if not tokens:
+            raise PromptError("An empty prompt cannot be answered.")
+        ends = self._prompts.end_tokens(request.prompt)
+        lookup = None
+        if request.prediction and self._drafts:
+            lookup = Lookup(self._model.tokenize(request.prediction, special=False))
         self._arrivals += 1
-        self._jobs[job_id] = _Job(
+        return Job(
             id=job_id,
+            client=client,
             request=request,
             tokens=tokens,
             prompt_tokens=len(tokens),
+            static_tokens=self._prompts.static_tokens(request.prompt),
             end_tokens=ends,
-            sampler=sampler,
+            sampler=Sampler(self._model, request, HealingState(self._healing, rest)),
+            lookup=lookup,
             text=TextStream(request.stop),
             arrived=self._clock(),
             order=self._arrivals,
         )
-        self._report()
 
     def _too_long(self, tokens: int, request: Request) -> str:
         return (
@@ -142,136 +192,301 @@ class Scheduler:
         """Drop every job without a word."""
         for job in list(self._jobs.values()):
             self._leave(job)
+        self._healing.close()
+
+    def shrink(self, to_cells: int) -> None:
+        """Let go of cached prompts until so many cells are in use at the most."""
+        self._cache.shrink(to_cells)
 
     def stats(self) -> Stats:
         """The present picture."""
         running = sum(job.sequence is not None for job in self._jobs.values())
+        urgent = min((job.request.priority for job in self._jobs.values()), default=0)
+        waiting = sum(
+            job.started is not None and job.request.priority > urgent for job in self._jobs.values()
+        )
         return Stats(
             queued=len(self._jobs) - running,
             running=running,
             prompt_tokens_per_s=self._prompt_speed.value,
             decode_tokens_per_s=self._decode_speed.value,
             cached_sequences=self._cache.kept,
+            metrics=Metrics(
+                waiting=waiting,
+                batch_fill=self._fill.value,
+                prompt_tokens=self._prompt_tokens,
+                cached_tokens=self._cached_tokens,
+                drafted_tokens=self._drafted,
+                accepted_tokens=self._accepted,
+                overtaken=self._overtaken,
+                cancel_ms=self.cancel_ms.value,
+                cells=self._cache.cells,
+                swapped_bytes=self._cache.swapped_bytes,
+                threads=self._tuner.threads,
+            ),
         )
 
     def step(self) -> None:
-        """Advance the most urgent job by one step."""
+        """Advance the most urgent jobs by one step."""
         now = self._clock()
         for job in [job for job in self._jobs.values() if job.expired(now)]:
             self._finish(job, FinishReason.DEADLINE)
         if not self._jobs:
             return
-        job = min(self._jobs.values(), key=lambda job: job.rank)
+        level = self._level(now)
+        jobs = sorted((job for job in self._jobs.values() if job.request.priority == level), key=_order)
+        parts = self._plan(jobs)
+        if not parts:
+            return
         try:
-            self._advance(job)
+            self._evaluate(level, parts)
         except NativeError as error:
-            self._fail(job, f"llama.cpp could not go on with this request: {error}.")
+            for part in parts:
+                self._fail(part.job, f"llama.cpp could not go on with this request: {error}.")
 
-    def _advance(self, job: _Job) -> None:
-        if job.started is None:
-            job.started = self._clock()
-        if job.sequence is None and not self._seat(job):
-            self._preempt(job)
-            return
-        assert job.sequence is not None  # noqa: S101 -- `_seat` just gave it one
-        chunk = job.tokens[job.evaluated : job.evaluated + self._chunk_size()]
-        at_end = job.evaluated + len(chunk) == len(job.tokens)
-        self._context.decode_with(self._tuner.threads)
-        began = self._clock()
-        if self._context.evaluate(chunk, job.evaluated, job.sequence, logits=at_end) is Decoded.FULL:
-            if not self._cache.evict() and not self._preempt(job):
-                self._fail(job, "The engine's memory is full.")
-            return
-        job.evaluated += len(chunk)
-        token = job.sampler.sample(self._context) if at_end else None
-        self._account(job, len(chunk), self._clock() - began)
-        if token is not None:
-            self._take(job, token)
+    def _level(self, now: float) -> int:
+        """How urgent the jobs are whose turn it is: the most urgent ones, but nobody starves."""
+        present = sorted({job.request.priority for job in self._jobs.values()})
+        for level in reversed(present[1:]):
+            came = min(job.arrived for job in self._jobs.values() if job.request.priority == level)
+            if now - max(came, self._served.get(level, came)) >= STARVING_S:
+                return level
+        return present[0]
 
-    def _seat(self, job: _Job) -> bool:
-        running = (
+    def _plan(self, jobs: Sequence[Job]) -> list[_Part]:
+        """The next batch of equally urgent `jobs`."""
+        self._seat(jobs)
+        writing = [job for job in jobs if job.writes]
+        reading = min(
+            (job for job in jobs if job.reads), key=lambda job: (self._turn(job), job.order), default=None
+        )
+        parts: list[_Part] = []
+        row = 0
+        spare = self._context.outputs - len(writing) - 1
+        for job in writing:
+            guesses = self._guesses(job, max(0, spare // len(writing)))
+            parts.append(_Part(job, job.tokens[job.evaluated :], guesses, row, at_end=True))
+            row += 1 + len(guesses)
+        if reading is not None:
+            size = min(self._chunk_size(watched=bool(writing)), self._context.batch_tokens - row)
+            chunk = reading.tokens[reading.evaluated : reading.evaluated + size]
+            at_end = len(chunk) == reading.pending
+            guesses: Sequence[int] = ()
+            if at_end and not writing:
+                guesses = self._guesses(reading, min(spare, self._context.batch_tokens - len(chunk)))
+            parts.append(_Part(reading, chunk, guesses, row, at_end))
+        return parts
+
+    def _seat(self, jobs: Sequence[Job]) -> None:
+        """Give sequences to jobs that have none: one prompt of each client is read at a time.
+
+        A prompt that waits for its turn can share what the ones before it have evaluated by then.
+        """
+        while True:
+            seated = [job for job in jobs if job.sequence is not None]
+            reading = {job.client for job in seated if job.reads}
+            room = self._context.tokens - sum(job.room for job in seated)
+            waiting = [job for job in jobs if job.sequence is None and job.client not in reading]
+            if not waiting or len(seated) >= TOGETHER:
+                return
+            job = min(waiting, key=lambda job: (self._turn(job), job.order))
+            if (seated and job.room > room) or not self._acquire(job):
+                return
+
+    def _acquire(self, job: Job) -> bool:
+        running = [
             (other.sequence, other.tokens[: other.evaluated])
             for other in self._jobs.values()
             if other.sequence is not None
-        )
+        ]
         lease = self._cache.acquire(job.tokens, job.request.session, running)
         if lease is None:
-            return False
+            return self._preempt([job]) and self._acquire(job)
         job.sequence, job.evaluated = lease.sequence, lease.cached
-        if job.made == 0:
+        if job.started is None:
+            job.started = self._clock()
             job.cached = lease.cached
+            self._prompt_tokens += job.prompt_tokens
+            self._cached_tokens += lease.cached
         self._report()
         return True
 
-    def _preempt(self, urgent: _Job) -> bool:
-        """Take the sequence of the least urgent other job, which will evaluate its tokens again."""
-        others = [job for job in self._jobs.values() if job is not urgent and job.sequence is not None]
+    def _preempt(self, but: Sequence[Job]) -> bool:
+        """Take the sequence of the least urgent other job; what it evaluated becomes part of the cache."""
+        others = [job for job in self._jobs.values() if job not in but and job.sequence is not None]
         if not others:
             return False
         victim = max(others, key=lambda job: job.rank)
         if victim.sequence is not None:
-            self._cache.drop(victim.sequence)
+            self._cache.release(victim.sequence, victim.tokens[: victim.evaluated], victim.request.session)
         victim.sequence, victim.evaluated = None, 0
         return True
 
-    def _chunk_size(self) -> int:
+    def _guesses(self, job: Job, most: int) -> Sequence[int]:
+        if job.lookup is None or job.sampler.heals:
+            return ()
+        most = min(most, job.request.max_tokens - job.made - 1, self._context.tokens - len(job.tokens))
+        return job.lookup.guess(self._lengths.best(job.lookup.run, max(0, most)))
+
+    def _chunk_size(self, *, watched: bool) -> int:
         speed = self._prompt_speed.value
-        wanted = _CHUNK_MIN if speed is None else int(speed * _CHUNK_S)
-        return max(_CHUNK_MIN, min(wanted, self._context.batch_tokens))
+        seconds = _WATCHED_CHUNK_S if watched else _CHUNK_S
+        wanted = 4 * _CHUNK_MIN if speed is None else int(speed * seconds)
+        return max(_CHUNK_MIN, min(wanted, self._chunk_most))
 
-    def _account(self, job: _Job, tokens: int, seconds: float) -> None:
-        if job.made == 0:
-            job.prompt_s += seconds
-            # The short rest of a prompt says little about the speed of full chunks.
-            if tokens >= _CHUNK_MIN or self._prompt_speed.value is None:
-                self._prompt_speed.add(tokens, seconds)
-        else:
-            job.decode_s += seconds
-            if tokens == 1:
-                self._decode_speed.add(1, seconds)
-                self._tuner.observe(seconds)
-                if job.made == 1:
-                    # The first measured token: whoever watches sees that the answer is being written.
-                    self._report()
-
-    def _take(self, job: _Job, token: int) -> None:
-        if token in job.end_tokens or self._model.is_end(token):
-            self._finish(job, FinishReason.STOP)
+    def _evaluate(self, level: int, parts: Sequence[_Part]) -> None:
+        context = self._context
+        single = len(parts) == 1 and parts[0].at_end and len(parts[0].tokens) == 1
+        context.decode_with(self._tuner.threads if single else context.threads)
+        self._in_step = (level, frozenset(part.job.id for part in parts))
+        context.interrupt.clear()
+        if self._unread():
+            # It came after the loop had read what there was: it goes first, and may change everything.
+            self._in_step = None
             return
-        job.made += 1
-        job.tokens.append(token)
-        text = job.text.feed(self._model.piece(token))
-        if job.text.stopped or job.made >= job.request.max_tokens:
-            self._finish(job, FinishReason.STOP if job.text.stopped else FinishReason.LENGTH, text)
+        began = self._clock()
+        outcome = context.evaluate([part.slice() for part in parts])
+        self._in_step = None
+        if outcome is Decoded.FULL:
+            self._make_room([part.job for part in parts])
+        elif outcome is Decoded.INTERRUPTED:
+            # Smaller chunks until one gets through, or a prompt would never end beside a quick typist.
+            self._overtaken += 1
+            self._chunk_most = max(_CHUNK_MIN, min(self._chunk_most, self._chunk_size(watched=False)) // 2)
+        else:
+            self._chunk_most = min(context.batch_tokens, 2 * self._chunk_most)
+            self._served[level] = self._clock()
+            self._take_step(parts, began)
+
+    def _make_room(self, jobs: Sequence[Job]) -> None:
+        """The cache is full: something has to go before these can go on."""
+        if self._cache.evict() or self._preempt(jobs):
+            return
+        if len(jobs) == 1:
+            self._fail(jobs[0], "The engine's memory is full.")
+        else:
+            self._preempt(jobs[:1])
+
+    def _take_step(self, parts: Sequence[_Part], began: float) -> None:
+        """What was evaluated becomes part of the jobs, and tokens are sampled."""
+        made = [self._verify(part) for part in parts]
+        seconds = self._clock() - began
+        self._account(parts, [len(tokens) for tokens in made], seconds)
+        for part, tokens in zip(parts, made, strict=True):
+            if len(part.tokens) > 1:
+                self._turns[part.job.client] = self._next_turn()
+            if tokens:
+                self._write(part.job, tokens)
+
+    def _verify(self, part: _Part) -> list[int]:
+        """The tokens that the model goes on with; guesses that it does not share are forgotten."""
+        job = part.job
+        job.evaluated += len(part.tokens)
+        if not part.at_end:
+            return []
+        row = part.row + len(part.tokens) - 1
+        taken: list[int] = []
+        for index in range(len(part.guesses) + 1):
+            token = job.sampler.sample(self._context, row + index)
+            taken.append(token)
+            run = job.lookup.run if job.lookup is not None else 0
+            right = job.lookup.take(token) if job.lookup is not None else None
+            if right is not None:
+                self._lengths.judged(run, right)
+            if self._ends(job, token) or index == len(part.guesses) or token != part.guesses[index]:
+                break
+        kept = len(taken) - 1
+        job.evaluated += kept
+        self._drafted += len(part.guesses)
+        self._accepted += kept
+        if kept < len(part.guesses) and job.sequence is not None:
+            self._context.truncate(job.sequence, job.evaluated)
+        return taken
+
+    def _ends(self, job: Job, token: int) -> bool:
+        return token in job.end_tokens or self._model.is_end(token)
+
+    def _account(self, parts: Sequence[_Part], made: Sequence[int], seconds: float) -> None:
+        """Whose time the step was, and what it says about speeds."""
+        first = parts[0]
+        guesses = sum(len(part.guesses) for part in parts)
+        read = sum(len(part.tokens) for part in parts if len(part.tokens) > 1)
+        for part in parts:
+            if part.job.made == 0:
+                part.job.prompt_s += seconds
+            else:
+                part.job.decode_s += seconds
+        if read and len(parts) == 1 and not guesses:
+            # The short rest of a prompt says little about the speed of full chunks.
+            if read >= _CHUNK_MIN or self._prompt_speed.value is None:
+                self._prompt_speed.add(read / max(seconds, 1e-6))
+                self._lengths.prompt(read, seconds)
+        elif not read:
+            self._fill.add(len(parts))
+            self._decode_speed.add(sum(made) / max(seconds, 1e-6))
+            if len(parts) == 1 and guesses:
+                self._lengths.drafted(guesses, seconds)
+            elif len(parts) == 1:
+                self._lengths.single(seconds)
+                self._tuner.observe(seconds)
+            if first.job.made == 1:
+                # The first measured token: whoever watches sees that the answer is being written.
+                self._report()
+
+    def _write(self, job: Job, tokens: Sequence[int]) -> None:
+        text, reason = "", None
+        for token in tokens:
+            if self._ends(job, token):
+                reason = FinishReason.STOP
+                break
+            job.made += 1
+            job.tokens.append(token)
+            new = job.text.feed(job.sampler.text(token))
+            text += new
+            if job.text.stopped or job.completes(new):
+                reason = FinishReason.STOP
+            elif job.made >= job.request.max_tokens:
+                reason = FinishReason.LENGTH
+            if reason is not None:
+                break
+        if reason is not None:
+            self._finish(job, reason, text)
         else:
             self._send(Delta(job.id, text, job.made))
 
-    def _finish(self, job: _Job, reason: FinishReason, text: str = "") -> None:
-        usage = Usage(
-            prompt_tokens=job.prompt_tokens,
-            cached_tokens=job.cached,
-            completion_tokens=job.made,
-            queue_s=(self._clock() if job.started is None else job.started) - job.arrived,
-            prompt_s=job.prompt_s,
-            decode_s=job.decode_s,
-        )
+    def _finish(self, job: Job, reason: FinishReason, text: str = "") -> None:
+        usage = job.usage(self._clock())
         text += job.text.finish()
         self._leave(job)
         self._send(Done(job.id, text, job.made, reason, usage))
 
-    def _fail(self, job: _Job, message: str) -> None:
+    def _fail(self, job: Job, message: str) -> None:
         if job.sequence is not None:
             self._cache.drop(job.sequence)
             job.sequence = None
         self._leave(job)
         self._send(Failed(job.id, Failure.INTERNAL, message))
 
-    def _leave(self, job: _Job) -> None:
+    def _leave(self, job: Job) -> None:
         del self._jobs[job.id]
         job.sampler.close()
         if job.sequence is not None:
-            self._cache.release(job.sequence, job.tokens[: job.evaluated], job.request.session)
+            known = min(job.evaluated, len(job.tokens))
+            self._context.truncate(job.sequence, known)
+            self._cache.release(
+                job.sequence, job.tokens[:known], job.request.session, static=min(job.static_tokens, known)
+            )
         self._report()
+
+    def _turn(self, job: Job) -> int:
+        return self._turns.get(job.client, 0)
+
+    def _next_turn(self) -> int:
+        return max(self._turns.values(), default=0) + 1
 
     def _report(self) -> None:
         self._send(self.stats())
+
+
+def _order(job: Job) -> tuple[int, int]:
+    return job.rank

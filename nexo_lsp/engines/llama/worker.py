@@ -61,6 +61,25 @@ class Worker:
         self._loaded: LoadedModel | None = None
         self._scheduler: Scheduler | None = None
         self._last_beat = clock()
+        self._lock = threading.Lock()
+        self._noticed = self._read = 0
+        self._cancelled_at: float | None = None
+
+    def notice(self, message: ToWorker | BadMessage | None) -> None:
+        """A message is on its way to `receive` (None: the end is). To be called by the thread that brings it.
+
+        If it is more urgent than the step under way, that step is given up. A host that never calls this is
+        served at the end of each step.
+        """
+        with self._lock:
+            self._noticed += 1
+        scheduler = self._scheduler
+        if scheduler is None:
+            return
+        if isinstance(message, Cancel) and scheduler.urgent(message):
+            self._cancelled_at = self._clock()
+        if message is None or isinstance(message, Shutdown | Unload) or scheduler.urgent(message):
+            scheduler.interrupt()
 
     def run(self) -> None:
         """The loop: all messages that have come, then one step, and again."""
@@ -82,6 +101,7 @@ class Worker:
             message = self._receive(not busy)
             if message is None:
                 return True
+            self._read += 1
             if isinstance(message, Shutdown):
                 return False
             self._handle(message)
@@ -90,14 +110,17 @@ class Worker:
         match message:
             case Load():
                 self._load(message)
-            case Start(id=job_id, request=request):
+            case Start(id=job_id, request=request, client=client):
                 if self._scheduler is None:
                     self._send(Failed(job_id, Failure.INTERNAL, "No model is loaded."))
                 else:
-                    self._scheduler.add(job_id, request)
+                    self._scheduler.add(job_id, request, client)
             case Cancel(id=job_id):
                 if self._scheduler is not None:
                     self._scheduler.cancel(job_id)
+                    if self._cancelled_at is not None:
+                        self._scheduler.cancel_ms.add(1000 * (self._clock() - self._cancelled_at))
+                        self._cancelled_at = None
             case CountTokens(id=job_id, text=text):
                 if self._loaded is None:
                     self._send(Failed(job_id, Failure.INTERNAL, "No model is loaded."))
@@ -121,7 +144,13 @@ class Worker:
         except LoadError as error:
             self._send(LoadFailed(error.failure, str(error)))
         else:
-            self._scheduler = Scheduler(self._loaded.model, self._loaded.context, self._send, self._clock)
+            self._scheduler = Scheduler(
+                self._loaded.model,
+                self._loaded.context,
+                self._send,
+                self._clock,
+                unread=lambda: self._noticed > self._read,
+            )
             self._send(self._loaded.info)
 
     def _unload(self) -> None:
@@ -148,7 +177,6 @@ def main() -> None:
     channel = claim_stdout()
     calm_openmp()
     inbox: queue.SimpleQueue[ToWorker | BadMessage | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(0, inbox), daemon=True).start()
     ended = False
 
     def receive(wait: bool) -> ToWorker | BadMessage | None:
@@ -171,19 +199,29 @@ def main() -> None:
         except OSError as error:
             raise EOFError from error
 
-    Worker(receive, send).run()
+    worker = Worker(receive, send)
+    threading.Thread(target=_read, args=(0, inbox, worker.notice), daemon=True).start()
+    worker.run()
 
 
-def _read(descriptor: int, inbox: queue.SimpleQueue[ToWorker | BadMessage | None]) -> None:
+def _read(
+    descriptor: int,
+    inbox: queue.SimpleQueue[ToWorker | BadMessage | None],
+    notice: Callable[[ToWorker | BadMessage | None], None],
+) -> None:
     # Not through `sys.stdin`: its lock, held by this thread for good, would stop the interpreter from ending.
     rest = b""
     while data := os.read(descriptor, 65536):
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
+            message: ToWorker | BadMessage
             try:
-                inbox.put(decode_to_worker(line))
+                message = decode_to_worker(line)
             except BadMessage as error:
-                inbox.put(error)
+                message = error
+            notice(message)
+            inbox.put(message)
+    notice(None)
     inbox.put(None)
     # The parent is gone. The loop ends at its next step; if native code never comes back, this ends it.
     time.sleep(_ORPHAN_GRACE_S)
