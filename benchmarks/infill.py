@@ -187,11 +187,8 @@ def table(done: list[Case], answers: Answers) -> list[dict[str, Any]]:
                 for case in members
                 if variant in answers[case.id]
             ]
-            row[variant] = [
-                sum(f[0] for f in figures),
-                sum(f[1] for f in figures),
-                sum(f[2] for f in figures),
-            ]
+            if len(figures) == len(members):
+                row[variant] = [sum(figure[part] for figure in figures) for part in range(3)]
         rows.append(row)
     return rows
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from nexo_lsp.context.budget import estimate_tokens
 from nexo_lsp.context.window import Windows
 from nexo_lsp.generation import FinishReason, Priority, Request
+from nexo_lsp.pipeline.closers import closers_behind, until_closed
 from nexo_lsp.pipeline.code import end_of_definition, ends_of_block, unix, without_repetition
 from nexo_lsp.pipeline.step import Workbench, infer
 from nexo_lsp.syntax.languages import Language
@@ -246,7 +247,7 @@ class CompletionService:
 
     def _request(self, uri: str, cursor: _Cursor, max_tokens: int) -> Request:
         windows = self._windows.setdefault(uri, Windows(_BEFORE_TOKENS, _AFTER_TOKENS))
-        window = windows.around(cursor.before, cursor.after)
+        window = windows.around(cursor.before, cursor.after.removeprefix(closers_behind(cursor.after)))
         # Whoever departs from a suggestion mostly does so in a few characters of it.
         near = (shown.text for shown in self._shown.get(uri, ()) if shown.leads_to(cursor))
         return Request(
@@ -262,6 +263,7 @@ class CompletionService:
     async def _generate(self, language: Language | None, cursor: _Cursor, request: Request) -> str:
         multiline = _wants_block(cursor)
         indent = _indent_of_block(cursor.before)
+        closers = closers_behind(cursor.after)
 
         def end(text: str) -> int:
             """Where the block that the cursor stands in ends, by indentation and by syntax."""
@@ -269,6 +271,8 @@ class CompletionService:
             return min(end, end_of_definition(language, text[:end], indent))
 
         def on_piece(text: str, _tokens: int) -> bool:
+            if closers:
+                return len(until_closed(text, closers)) < len(text)
             return multiline and "\n" in text and end(text) < len(text.rstrip())
 
         started = self._clock()
@@ -280,6 +284,8 @@ class CompletionService:
             if answer.finish is not FinishReason.STOP and text == whole:
                 # The last line may be half a line.
                 text = text.rpartition("\n")[0] or text
+        if closers:
+            text = until_closed(text, closers)
         text = without_repetition(text.rstrip(), cursor.after)
         return text if text.strip() else ""
 

@@ -308,3 +308,14 @@ async def test_the_last_suggestion_at_a_place_is_what_the_next_one_may_repeat(
     await complete(desk, snapshot.uri, "total = 2 * ")
     await complete(desk, snapshot.uri, "return total")
     assert [request.prediction for request in asked] == ["", "sum(values)", ""]
+
+
+async def test_what_the_editor_closed_is_not_shown_and_not_repeated(make_desk: MakeDesk) -> None:
+    desk = await make_desk({"answer": "values) / len(values)"})
+    snapshot = desk.open(SOURCE)
+    await complete(desk, snapshot.uri, "total = ")
+    desk.edit(snapshot.uri, "total = ", 'total = f("a", sum())')
+    found = await complete(desk, snapshot.uri, "sum(")
+    assert found is not None
+    assert found.text == "values"
+    assert len({event["prompt"].partition("<FILL>")[2] for event in desk.events()}) == 1
