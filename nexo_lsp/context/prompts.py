@@ -38,13 +38,14 @@ class Prompts:
         messages = [Message(Role.SYSTEM, texts["system"])]
         for example in texts["example"]:
             messages += self._example(example["language"], example["code"], example["findings"])
+        static = len(messages)
         for pair in self._pairs_for(code):
             messages += self._example(pair["language"], pair["defect"], [pair["finding"]])
             messages += self._example(pair["language"], pair["cure"], [])
         fence = fence_of(language)
         shown = _fill(texts["context"], fence=fence, text=context) if context else ""
         messages.append(Message(Role.USER, _fill(texts["user"], context=shown, fence=fence, code=code)))
-        return ChatPrompt(tuple(messages))
+        return ChatPrompt(tuple(messages), static_messages=static)
 
     def review_schema(self, code: str, max_findings: int) -> str:
         """The JSON schema of a review: a quote can only be a line of `code`, letter by letter."""
@@ -109,7 +110,8 @@ class Prompts:
             Message(Role.SYSTEM, _fill(texts["system"], **slots)),
             Message(Role.USER, _fill(texts["user"], **slots)),
         )
-        return ChatPrompt(messages, answer_prefix)
+        # What a system message says of a language is the project's; an unknown one is named by the editor.
+        return ChatPrompt(messages, answer_prefix, static_messages=int(language is not None))
 
     def infill(self, family: str, prefix: str, suffix: str) -> InfillPrompt:
         """A fill-in-the-middle prompt in the order that the model family does best with.

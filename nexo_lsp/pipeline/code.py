@@ -55,6 +55,22 @@ def head_of_definition(snapshot: Snapshot, symbol: Symbol, *, with_docs: bool = 
     return head
 
 
+def behind_head(code: str, head: str) -> str:
+    """What of `code` comes behind `head`, whose white space may differ; all of it if it does not begin so.
+
+    The line end behind the head is left out.
+    """
+    at = 0
+    for char in "".join(head.split()):
+        while code[at : at + 1].isspace():
+            at += 1
+        if code[at : at + 1] != char:
+            return code
+        at += 1
+    rest_of_line, _, following = code[at:].partition("\n")
+    return code[at:].lstrip() if rest_of_line.strip() else following
+
+
 def indentation(snapshot: Snapshot, offset: int) -> str:
     """The white space at the start of the line that holds `offset`."""
     line = snapshot.lines.line(snapshot.lines.line_of(offset))

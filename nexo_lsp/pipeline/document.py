@@ -39,6 +39,7 @@ class Documenter:
             max_tokens=_MAX_TOKENS,
             session="action:document",
             stop=tuple(mark for mark in (style.close.strip(), FENCE) if mark),
+            prediction=_present(task, symbol, style, indent),
             priority=Priority.FOREGROUND,
         )
 
@@ -56,6 +57,14 @@ class Documenter:
         about = Span(min(symbol.span.start, edit.span.start), max(symbol.span.end, edit.span.end))
         text = text_after(snapshot, about, (edit,))
         return Proposal(snapshot.uri, snapshot.version, task.offer.title, about, text, (edit,))
+
+
+def _present(task: Task, symbol: Symbol, style: DocStyle, indent: str) -> str:
+    """The documentation that is there and that the answer may repeat in parts, without its opening."""
+    if symbol.doc_span is None:
+        return ""
+    written = dedented_part(text_at(task.snapshot, symbol.doc_span), indent)
+    return written.removeprefix(style.open).lstrip().removeprefix(style.line.strip()).lstrip()
 
 
 def _opening(language: Language, style: DocStyle, head: str, symbol: Symbol) -> str:

@@ -18,7 +18,7 @@ from nexo_lsp.errors import BadAnswer, DisabledError
 from nexo_lsp.generation import Priority, Request
 from nexo_lsp.memory.answers import answer_key
 from nexo_lsp.pipeline.findings import Finding, Overlaps, capped, finding_id, located, moved
-from nexo_lsp.pipeline.step import SharedJobs, Workbench, infer, joined
+from nexo_lsp.pipeline.step import Pool, SharedJobs, Workbench, infer, joined
 from nexo_lsp.pipeline.units import Unit, review_units
 from nexo_lsp.text import Edit, Span, shift_span
 
@@ -27,6 +27,11 @@ _log = logging.getLogger("nexo_lsp.review")
 _CONTEXT_TOKENS = 300
 # What one finding takes at the most, with some reserve for the brackets around all.
 _FINDING_TOKENS, _BRACKET_TOKENS = 120, 40
+# Functions that are asked about at once: an engine that writes several answers in one step is quicker so,
+# and one that does not lets them wait.
+_AT_ONCE = 4
+# The usual answer, letter by letter as the schema's grammar has it written.
+_NOTHING_FOUND = '{"findings": []}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,32 @@ class _Run:
     def tell(self, progress: ReviewProgress) -> None:
         for listener in self.listeners:
             listener(progress)
+
+
+@dataclass(slots=True)
+class _Pass:
+    """What a run has found and is asking for."""
+
+    snapshot: Snapshot
+    run: _Run
+    units: Sequence[Unit]
+    others: Sequence[Snapshot]
+    found: dict[int, tuple[Finding, ...]] = field(default_factory=dict[int, tuple[Finding, ...]])
+    """By the unit's index; those that are missing have no answer yet, or will have none."""
+    asked: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    """The units that wait for an answer, by its key."""
+    asking: Pool[tuple[_Remark, ...] | None] = field(
+        default_factory=lambda: Pool[tuple[_Remark, ...] | None](_AT_ONCE)
+    )
+    complete: bool = True
+
+    def teller(self, unit: Unit) -> Callable[[str, int], None]:
+        """Tells the run's listeners how far `unit` is."""
+
+        def tell(_text: str, tokens: int) -> None:
+            self.run.tell(ReviewProgress(len(self.found), len(self.units), unit.symbol, tokens))
+
+        return tell
 
 
 class ReviewService:
@@ -200,30 +231,71 @@ class ReviewService:
         others = await bench.others(snapshot)
         self._drop_strays(snapshot, units)
         self._drop_held(snapshot, run, units, others)
-        found: dict[int, tuple[Finding, ...]] = {}
-        complete = True
-        for index, unit in enumerate(units):
-            # Known answers would otherwise follow each other without a turn for anybody else.
-            await asyncio.sleep(0)
-            place = self._place_now(snapshot, unit.span)
-            if place is None:
-                complete = False
-                continue
-            tell = _teller(run, index, len(units), unit)
-            tell("", 0)
-            key, request = self._request(snapshot, unit, others, run.priority)
-            remarks = await self._known(key)
-            if remarks is None:
-                self._merge(snapshot, units, found)
-                remarks = await self._ask(snapshot, run, unit, key, request, tell)
-                others = await bench.others(snapshot)
-            complete = complete and remarks is not None
-            if remarks is not None:
-                found[index] = self._findings(unit, remarks)
-        self._merge(snapshot, units, found)
+        work = _Pass(snapshot, run, units, others)
+        try:
+            for index in range(len(units)):
+                # Known answers would otherwise follow each other without a turn for anybody else.
+                await asyncio.sleep(0)
+                if work.asking.full:
+                    await self._collect(work)
+                    work.others = await bench.others(snapshot)
+                if work.asking.error is not None:
+                    break
+                await self._begin(work, index)
+            while work.asking.busy:
+                await self._collect(work)
+        except DisabledError:
+            # The document may not be shown any more, so what is at work for it ends too.
+            for key in list(run.held):
+                self._hold(run, key, None)
+            raise
+        finally:
+            # The jobs themselves go on: whoever reviews the document next joins them or ends them.
+            work.asking.cancel()
+        self._merge(snapshot, units, work.found)
+        if work.asking.error is not None:
+            raise work.asking.error
         run.tell(ReviewProgress(len(units), len(units), ""))
-        complete = complete and bench.documents.find(snapshot.uri) is snapshot
+        complete = work.complete and bench.documents.find(snapshot.uri) is snapshot
         return ReviewReport(snapshot.version, self.findings(snapshot.uri), complete)
+
+    async def _begin(self, work: _Pass, index: int) -> None:
+        """Take the known answer for a unit, or have the engine asked. Raises `DisabledError`."""
+        bench, snapshot, run, unit = self._bench, work.snapshot, work.run, work.units[index]
+        if self._place_now(snapshot, unit.span) is None:
+            work.complete = False
+            return
+        tell = work.teller(unit)
+        tell("", 0)
+        key, request = self._request(snapshot, unit, work.others, run.priority)
+        if key in work.asked:
+            # The same code stands twice in the file.
+            work.asked[key].append(index)
+            return
+        remarks = await self._known(key)
+        if remarks is not None:
+            work.found[index] = self._findings(unit, remarks)
+            return
+        self._merge(snapshot, work.units, work.found)
+        await bench.refresh(snapshot)
+        self._require(snapshot)
+        place = self._place_now(snapshot, unit.span)
+        if place is None:
+            work.complete = False
+            return
+        run.held[key] = place
+        work.asked[key] = [index]
+        work.asking.start(key, self._answer(run, key, self._ask(key, request, tell)))
+
+    async def _collect(self, work: _Pass) -> None:
+        """Wait for an answer, and show what it found."""
+        for key, remarks in await work.asking.ended():
+            for index in work.asked.pop(key):
+                if remarks is None:
+                    work.complete = False
+                else:
+                    work.found[index] = self._findings(work.units[index], remarks)
+            self._merge(work.snapshot, work.units, work.found)
 
     def _drop_strays(self, snapshot: Snapshot, units: Sequence[Unit]) -> None:
         """Take away what stands in no function any more."""
@@ -253,6 +325,7 @@ class ReviewService:
             session="review",
             json_schema=bench.prompts.review_schema(unit.code, settings.max_findings),
             logit_bias=bench.prompts.review_bias(unit.code),
+            prediction=_NOTHING_FOUND,
             priority=priority,
         )
         key = answer_key(
@@ -270,32 +343,25 @@ class ReviewService:
             _log.warning("a stored answer is asked for again: %s", error)
             return None
 
-    async def _ask(
-        self,
-        snapshot: Snapshot,
-        run: _Run,
-        unit: Unit,
-        key: str,
-        request: Request,
-        tell: Callable[[str, int], None],
-    ) -> tuple[_Remark, ...] | None:
-        """The engine's answer; None if the code was touched before it came."""
-        bench = self._bench
-        await bench.refresh(snapshot)
-        self._require(snapshot)
-        place = self._place_now(snapshot, unit.span)
-        if place is None:
-            return None
-        run.held[key] = place
+    def _ask(
+        self, key: str, request: Request, tell: Callable[[str, int], None]
+    ) -> asyncio.Task[tuple[_Remark, ...]]:
+        """The work on an answer, which whoever asks the same joins."""
 
         async def ask() -> tuple[_Remark, ...]:
-            answer = await infer(bench.engine(), request, tell)
+            answer = await infer(self._bench.engine(), request, tell)
             remarks = _parse(answer.text)
-            await bench.answers.put(key, "review", answer.text)
+            await self._bench.answers.put(key, "review", answer.text)
             return remarks
 
+        return self._jobs.start(key, ask)
+
+    async def _answer(
+        self, run: _Run, key: str, job: asyncio.Task[tuple[_Remark, ...]]
+    ) -> tuple[_Remark, ...] | None:
+        """The engine's answer; None if the code was touched before it came."""
         try:
-            return await joined(self._jobs.start(key, ask))
+            return await joined(job)
         except BadAnswer as error:
             _log.warning("%s", error)
             return ()
@@ -339,7 +405,7 @@ class ReviewService:
             return
         shown: list[Finding] = []
         answered: list[Span] = []
-        for index, findings in found.items():
+        for index, findings in sorted(found.items()):
             place = shift_span(units[index].span, edits)
             if place is None:
                 continue
@@ -359,13 +425,6 @@ class ReviewService:
         """Where `span` of `snapshot` stands in the document now; None if it was touched or is closed."""
         edits = self._bench.documents.edits_after(snapshot)
         return None if edits is None else shift_span(span, edits)
-
-
-def _teller(run: _Run, index: int, total: int, unit: Unit) -> Callable[[str, int], None]:
-    def tell(_text: str, tokens: int) -> None:
-        run.tell(ReviewProgress(index, total, unit.symbol, tokens))
-
-    return tell
 
 
 def _cancelled_myself() -> bool:

@@ -13,6 +13,7 @@ from nexo_lsp.generation import ChatPrompt, FinishReason, InfillPrompt, Priority
 from nexo_lsp.pipeline.actions import ActionKind, ActionProgress, Listener, Proposal, Task
 from nexo_lsp.pipeline.code import (
     FENCE,
+    behind_head,
     common_indentation,
     dedented_part,
     ends_of_block,
@@ -102,6 +103,7 @@ class Rewriter:
             stop=(FENCE,),
             temperature=temperature,
             seed=seed,
+            prediction=_expected(place),
             priority=Priority.FOREGROUND,
         )
 
@@ -204,6 +206,13 @@ def _place(task: Task) -> _Place:
         # What is to be fixed stands in the head, so the head has to be written anew as well.
         head = ""
     return _Place(symbol.span, symbol, indent, dedented_part(text_at(snapshot, symbol.span), indent), head)
+
+
+def _expected(place: _Place) -> str:
+    """What the answer, which follows the head, probably repeats; nothing where there is only a stub."""
+    if place.symbol is not None and place.symbol.stub:
+        return ""
+    return f"{behind_head(place.code, place.head)}\n{FENCE}"
 
 
 def _code_of(answer: Answer, snapshot: Snapshot, place: _Place) -> str:

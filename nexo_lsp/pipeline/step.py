@@ -138,6 +138,54 @@ class SharedJobs(Generic[T]):
             _log.info("%s failed: %s", task.get_name(), error)
 
 
+class Pool(Generic[T]):
+    """Runs coroutines side by side, at most so many, and hands their results over as they come.
+
+    After a failure those that run are waited for all the same; the first error is kept in `error`.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.error: BaseException | None = None
+        self._most = most
+        self._tasks: dict[asyncio.Task[T], str] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether something runs."""
+        return bool(self._tasks)
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more may be started."""
+        return len(self._tasks) >= self._most
+
+    def start(self, name: str, work: Coroutine[Any, Any, T]) -> None:
+        """Run `work`; its result comes with `name`."""
+        task = asyncio.get_running_loop().create_task(work, name=f"nexo:{name[:12]}")
+        # A failure that nobody comes for any more would be complained about by the loop.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._tasks[task] = name
+
+    async def ended(self) -> list[tuple[str, T]]:
+        """Wait until something ends; the names and results of what did, the oldest first."""
+        await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        results: list[tuple[str, T]] = []
+        for task in [task for task in self._tasks if task.done()]:
+            name = self._tasks.pop(task)
+            error = task.exception()
+            if error is None:
+                results.append((name, task.result()))
+            else:
+                self.error = self.error or error
+        return results
+
+    def cancel(self) -> None:
+        """End what runs."""
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
+
+
 async def joined(task: asyncio.Task[T]) -> T:
     """Wait for a shared task; being cancelled leaves the task running."""
     return await asyncio.shield(task)

@@ -59,3 +59,25 @@ def test_the_suffix_comes_first(family: str) -> None:
 
 def test_a_conversation_ends_with_the_user() -> None:
     assert Prompts().review(PYTHON, "x", "").messages[-1].role is Role.USER
+
+
+@pytest.mark.parametrize("code", ["def f():\n    return 1", "def f(p):\n    x = open(p)\n    return x"])
+def test_what_a_review_may_keep_between_two_runs_holds_nothing_of_the_users(code: str) -> None:
+    prompts = Prompts()
+    prompt = prompts.review(PYTHON, code, "SECRET = 1")
+    other = prompts.review(language_for("go"), "func G() {}", "")
+    static = prompt.messages[: prompt.static_messages]
+    assert static == other.messages[: other.static_messages]
+    assert len(static) > 5, "the instruction and the examples that are always shown"
+    assert not any(code in message.content or "SECRET" in message.content for message in static)
+
+
+@pytest.mark.parametrize("name", ["generate", "optimize", "fix", "document", "tests", "explain", "hover"])
+def test_what_an_action_may_keep_is_the_instruction(name: str) -> None:
+    words = dict.fromkeys(("quote", "message", "suggestion", "framework", "name"), "SECRET")
+    prompt = Prompts().action(name, PYTHON, "SECRET", context="SECRET", words=words)
+    assert prompt.static_messages == 1
+    assert prompt.messages[0].role is Role.SYSTEM
+    assert "SECRET" not in prompt.messages[0].content
+    unknown = Prompts().action(name, None, "x", words={**words, "language": "what the editor says"})
+    assert unknown.static_messages == 0

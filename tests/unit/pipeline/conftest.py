@@ -51,6 +51,15 @@ class Desk:
         while len(self.events()) < times:  # noqa: ASYNC110 - the log is a file, it has no event
             await asyncio.sleep(0)
 
+    async def idle(self) -> None:
+        """Wait until the engine has nothing more to do."""
+
+        def ended() -> int:
+            return sum(len(self.events(how)) for how in ("finish", "cancel", "fail"))
+
+        while ended() < len(self.events()):  # noqa: ASYNC110 - the log is a file, it has no event
+            await asyncio.sleep(0)
+
     def open(self, text: str, name: str = "a.py", language: str = "python") -> Snapshot:
         snapshot = self.app.documents.open(f"file:///project/{name}", language, 1, text)
         self.app.opened(snapshot)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 
 from nexo_lsp.documents import Snapshot
 from nexo_lsp.errors import BadAnswer, EditRefused, StaleDocument, UsageError
+from nexo_lsp.generation import Piece, Request
 from nexo_lsp.pipeline.actions import ActionKind, ActionProgress, Explanation, Offer, Proposal, offers
+from nexo_lsp.pipeline.code import behind_head
 from nexo_lsp.text import Span, apply_edits
 from tests.unit.pipeline.conftest import Desk, MakeDesk
 
@@ -258,3 +261,95 @@ async def test_cancelling_stops_the_engine(make_desk: MakeDesk) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert len(desk.events("cancel")) == 1
+
+
+async def predicted(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, snapshot: Snapshot, needle: str, kind: ActionKind
+) -> str:
+    """What the engine was told that the answer would probably repeat."""
+    engine, requests = desk.app.engine(), list[Request]()
+    stream = engine.stream
+
+    def noted(request: Request) -> AsyncGenerator[Piece, None]:
+        requests.append(request)
+        return stream(request)
+
+    monkeypatch.setattr(engine, "stream", noted)
+    await run(desk, snapshot, needle, kind)
+    return requests[0].prediction
+
+
+@pytest.mark.parametrize(
+    ("language", "name", "source", "answer", "expected"),
+    [
+        (
+            "python",
+            "a.py",
+            'class A:\n    def f(self, a):\n        """Add."""\n        b = a + 1\n        return b\n',
+            "    return a + 1",
+            "    b = a + 1\n    return b\n```",
+        ),
+        (
+            "go",
+            "a.go",
+            "package p\n\nfunc F(a int) int {\n\tb := a + 1\n\treturn b\n}\n",
+            "\treturn a + 1\n}",
+            "\tb := a + 1\n\treturn b\n}\n```",
+        ),
+    ],
+)
+async def test_a_rewrite_is_expected_to_repeat_the_code_behind_the_head(
+    make_desk: MakeDesk,
+    monkeypatch: pytest.MonkeyPatch,
+    language: str,
+    name: str,
+    source: str,
+    answer: str,
+    expected: str,
+) -> None:
+    desk = await make_desk({"answer": answer})
+    snapshot = desk.open(source, name, language)
+    assert await predicted(desk, monkeypatch, snapshot, "return", ActionKind.OPTIMIZE) == expected
+
+
+async def test_of_a_stub_nothing_is_repeated(make_desk: MakeDesk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = await make_desk({"answer": "    return self.width * self.height"})
+    assert await predicted(desk, monkeypatch, desk.open(STUB), "pass", ActionKind.GENERATE) == ""
+
+
+@pytest.mark.parametrize(
+    ("language", "name", "source", "expected"),
+    [
+        ("python", "a.py", 'def f(a):\n    """Old\n    words."""\n    return a\n', 'Old\n    words."""'),
+        ("python", "a.py", "def f(a):\n    return a\n", ""),
+        ("rust", "a.rs", "/// Old.\n/// Words.\nfn f(a: u8) -> u8 {\n    return a\n}\n", "Old.\n/// Words."),
+        ("java", "A.java", "class A {\n    /**\n     * Old.\n     */\n    int f(int a) {\n        return a;\n    }\n}\n",
+         "Old.\n */"),
+    ],
+)  # fmt: skip
+async def test_documentation_is_expected_to_repeat_what_was_there(
+    make_desk: MakeDesk,
+    monkeypatch: pytest.MonkeyPatch,
+    language: str,
+    name: str,
+    source: str,
+    expected: str,
+) -> None:
+    desk = await make_desk({"answer": "New."})
+    snapshot = desk.open(source, name, language)
+    assert await predicted(desk, monkeypatch, snapshot, "return", ActionKind.DOCUMENT) == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "head", "rest"),
+    [
+        ("def f(a):\n    return a", "def f(a):", "    return a"),
+        ("def f(a): return a", "def f(a):", "return a"),
+        ("int f()\n{\n  return 1;\n}", "int f() {", "  return 1;\n}"),
+        ("int g() {\n}", "int f() {", "int g() {\n}"),
+        ("x = 1\n", "", "x = 1\n"),
+        ("f", "f(a):", "f"),
+    ],
+)
+def test_what_is_behind_a_head(code: str, head: str, rest: str) -> None:
+    assert behind_head(code, head) == rest

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nexo_lsp.errors import DisabledError
+from nexo_lsp.pipeline.review import ReviewProgress
 from nexo_lsp.settings import Layer
 from tests.unit.pipeline.conftest import Desk, MakeDesk
 
@@ -113,11 +114,35 @@ async def test_a_switch_ends_the_review_that_is_under_way(
     desk = await make_desk({"match": r"return helper\(values\)\n```", "json": first}, {"hang": True})
     snapshot = desk.open(CODE)
     desk.app.set_workspace([Path("/project")], trusted=False)
+    shown = asyncio.Event()
+    desk.app.reviews.on_findings = lambda _of, _found: shown.set()
     task = asyncio.create_task(desk.app.reviews.review(snapshot.uri))
     await desk.asked(2)
+    await shown.wait()
     assert desk.app.reviews.findings(snapshot.uri) != ()
     assert desk.app.configure([Layer("test", change)]) == ()
     report = await task
     assert (report.complete, report.findings) == (False, ())
     assert len(desk.events("cancel")) == 1
     assert len(desk.events()) == 2
+
+
+async def test_a_file_that_gets_ignored_ends_what_is_at_work_for_it(
+    make_desk: MakeDesk, tmp_path: Path
+) -> None:
+    desk = await make_desk({"hang": True})
+    root = tmp_path / "project"
+    root.mkdir()
+    desk.app.set_workspace([root], trusted=False)
+    code = "".join(f"def f{n}(value):\n    return value / {n}\n\n\n" for n in range(4))
+    uri = open_at(desk, root / "a.py", code)
+
+    def progress(update: ReviewProgress) -> None:
+        if update.symbol == "f3":
+            write(root / ".nexoignore", "*.py\n")
+
+    with pytest.raises(DisabledError):
+        await desk.app.reviews.review(uri, progress=progress)
+    await desk.idle()
+    assert desk.events("finish") == []
+    assert 1 <= len(desk.events()) <= 3, "the first three had begun"
