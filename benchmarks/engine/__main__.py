@@ -35,6 +35,8 @@ from nexo_lsp.models.store import ModelStore
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 # A competitor rests a little before the next one's turn: OpenMP's threads spin on for a while.
 _REST_S = 0.3
+# Nothing takes this long unless something hangs.
+_TURN_S = 900.0
 _FAILURES = (NexoError, httpx.HTTPError, OSError, RuntimeError, TimeoutError)
 
 
@@ -68,7 +70,8 @@ async def _turn(
     await asyncio.sleep(_REST_S)
     began = time.perf_counter()
     try:
-        results.add(workload.id, competitor.name, await workload.round(competitor, size, number))
+        async with asyncio.timeout(_TURN_S):
+            results.add(workload.id, competitor.name, await workload.round(competitor, size, number))
     except _FAILURES as error:
         # One that failed has no comparable figure any more.
         results.lacks(workload.id, competitor.name, f"failed: {error or type(error).__name__}")

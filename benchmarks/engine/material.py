@@ -183,6 +183,13 @@ async def _rewrites_of(text: str) -> list[Request]:
     return recorder.asked
 
 
+def last_code(request: Request) -> str:
+    """The code that a chat is about: what stands in the last code block of its question."""
+    if not isinstance(request.prompt, ChatPrompt):
+        return ""
+    return request.prompt.messages[-1].content.rstrip("`").rpartition("```")[2].partition("\n")[2]
+
+
 def reviews(count: int = 40) -> list[Request]:
     """A review of the first `count` functions of one file, each shown with the same head of the file."""
     text = (ROOT / "nexo_lsp" / "documents.py").read_text("utf-8")
