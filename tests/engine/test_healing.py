@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexo_lsp.engines.llama.engine import LlamaEngine, LlamaOptions
 from nexo_lsp.engines.llama.healing import Healing, HealingState
 from nexo_lsp.engines.llama.loading import LoadedModel
 from nexo_lsp.engines.llama.prompts import Prompts
 from nexo_lsp.generation import ChatPrompt as Chat
-from nexo_lsp.generation import InfillPrompt, InfillTemplate, Message, Role
+from nexo_lsp.generation import InfillPrompt, InfillTemplate, Message, Request, Role
 
-from .requests import INFILL
+from .requests import INFILL, collect
 
 WORDS = (
     b"",
@@ -174,3 +176,28 @@ def test_closing_ends_the_work_in_the_background() -> None:
     healing.prepare()
     asked.wait()
     healing.close()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("prefix", "answer"),
+    [
+        ("def add(first, second):\n    ", "return first + second"),
+        ("def add(first, second):\n    retu", "rn first + second"),
+        ("def add(first, second):\n    return fir", "st + second"),
+    ],
+)
+async def test_a_real_model_goes_on_inside_a_token(model_path: Path, prefix: str, answer: str) -> None:
+    async def model() -> Path:
+        return model_path
+
+    template = InfillTemplate(
+        ("<|fim_prefix|>", "<|fim_suffix|>", "{suffix}", "<|fim_middle|>", "{prefix}"), heal=True
+    )
+    prompt = InfillPrompt(prefix, "\n\nprint(add(1, 2))\n", template)
+    engine = LlamaEngine(model, LlamaOptions(context_tokens=1024))
+    try:
+        text, _ = await collect(engine.stream(Request(prompt, max_tokens=16, stop=("\n",))))
+    finally:
+        await engine.close()
+    assert text.rstrip() == answer
