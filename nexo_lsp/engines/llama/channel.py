@@ -112,11 +112,8 @@ class Door:
         """Listen, in `folder` (which must be the user's alone) if that can be. Raises `OSError`."""
         self._made: Path | None = None
         self._listener = self._listen(folder)
-
-    @property
-    def address(self) -> str:
+        self.address = str(self._listener.address)
         """What `connect` wants."""
-        return str(self._listener.address)
 
     def accept(self) -> Channel:
         """The next connection, of a client that has proved nothing yet. Raises `OSError`."""

@@ -206,14 +206,13 @@ class Hub:
 
     def wait_until_deserted(self, first_s: float, grace_s: float) -> None:
         """Return, and take no more clients, when there was none for so long (`first_s` at first)."""
-        patience = first_s
+        patience, seen = first_s, 0
         with self._state:
-            while True:
-                if not self._state.wait_for(lambda: self._guests, patience):
-                    self._closed = True
-                    return
+            # By number, so that one who came and has left again is noticed.
+            while self._state.wait_for(lambda seen=seen: self._last_number != seen, patience):
                 self._state.wait_for(lambda: not self._guests)
-                patience = grace_s
+                patience, seen = grace_s, self._last_number
+            self._closed = True
 
     # All of these are called with the state held.
 

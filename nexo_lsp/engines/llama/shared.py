@@ -23,6 +23,7 @@ from nexo_lsp.engines.llama.messages import (
     BadMessage,
     FromWorker,
     Load,
+    Shutdown,
     ToWorker,
     decode_from_worker,
     encode,
@@ -79,7 +80,7 @@ class SharedSpawn:
             # The thread cannot be stopped; what it brings home is let go of.
             joining.add_done_callback(_let_go)
             raise
-        return Hosted(SharedLink(joined), shared=True, reason="started" if joined.started else "joined")
+        return Hosted(SharedLink(joined), shared=True, reason="started" if joined.fresh else "joined")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,8 @@ class Joined:
     channel: Channel
     process: psutil.Process
     log: Path
+    fresh: bool
+    """Whether it was started for this connection."""
     started: subprocess.Popen[bytes] | None
     """The hub, if it is this process that started it: only its parent learns how a process ended."""
 
@@ -122,7 +125,7 @@ class Joiner:
         except OSError as error:
             raise SharingFailed(str(error)) from error
 
-    def _connect(self, endpoint: Endpoint | None) -> Joined | None:
+    def _connect(self, endpoint: Endpoint | None, *, fresh: bool = False) -> Joined | None:
         """None if no hub is behind `endpoint` any more. Raises `SharingFailed` for one that is silent."""
         if endpoint is None:
             return None
@@ -141,7 +144,7 @@ class Joiner:
         except (ChannelError, BadMessage, TimeoutError) as error:
             channel.close()
             raise SharingFailed(f"the process {endpoint.pid} could not be joined: {error}") from error
-        return Joined(channel, process, self._log, _started.get(endpoint.pid))
+        return Joined(channel, process, self._log, fresh, _started.get(endpoint.pid))
 
     def _start(self, file: EndpointFile) -> Joined:
         from filelock import FileLock, Timeout
@@ -159,7 +162,7 @@ class Joiner:
                     file.withdraw(old)
                     sweep(old.address)
                 self._launch(limit)
-                joined = self._connect(file.read())
+                joined = self._connect(file.read(), fresh=True)
         except (Timeout, NotImplementedError) as error:
             raise SharingFailed(f"another process holds {file.lock}") from error
         if joined is None:
@@ -257,6 +260,7 @@ class SharedLink:
 
     async def close(self, grace_s: float) -> None:
         """Leave. The hub lives on, for others and a few seconds for whoever comes next."""
+        self._outbox.put(Shutdown())
         self._outbox.put(None)
         try:
             await asyncio.wait_for(self._gone.wait(), grace_s)
