@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from nexo_lsp.engines.llama import radix
 from nexo_lsp.engines.llama.prefix_cache import Lease
 from nexo_lsp.engines.llama.prefix_store import PrefixStore
+from nexo_lsp.engines.llama.swap import SwapSpace
 
 from .fake_memory import CELL_BYTES, Bench, text
 
@@ -69,6 +71,50 @@ def test_swapped_beginnings_of_swapped_sequences_are_not_kept_twice() -> None:
     assert bench.cache.swapped_bytes == 600 * CELL_BYTES + 4
 
 
+def test_a_longer_state_takes_the_place_of_its_beginnings() -> None:
+    space = SwapSpace(1_000_000, None)
+    assert space.keep(radix.pack(text(1, 100)), bytes(1000), "")
+    assert space.keep(radix.pack(text(1, 50) + text(2, 50)), bytes(1000), "")
+    assert space.keep(radix.pack(text(1, 200)), bytes(2000), "")
+    assert space.keep(radix.pack(text(1, 200)), bytes(2000), "again")
+    assert space.bytes == 3000
+
+
+def test_the_shortest_state_that_will_do_is_brought_back() -> None:
+    space = SwapSpace(1_000_000, None)
+    for length in (900, 200, 500):
+        space.keep(radix.pack(text(1, 100) + text(length, length - 100)), bytes(length), "")
+    assert space.find(radix.pack(text(1, 100)))[:2] == (100, 200)
+
+
+def test_what_was_brought_back_for_another_counts_as_used() -> None:
+    bench = Bench(options={"swap_bytes": 2 * (700 * CELL_BYTES + 4)})
+    for seed in (1, 2):
+        bench.job(text(seed, 700))
+        bench.cache.evict()
+    assert bench.job(text(1, 200) + text(4, 500)) == 200
+    bench.cache.evict()
+    assert bench.job([*text(2, 700), 7]) == 0
+    assert bench.job([*text(1, 700), 7]) == 700
+
+
+def test_what_is_swapped_already_is_not_saved_again_but_counts_as_used() -> None:
+    bench = Bench(options={"swap_bytes": 2 * (700 * CELL_BYTES + 4)})
+    first = bench.acquire(text(1, 300))
+    assert first is not None
+    bench.evaluate(first.sequence, text(1, 300))
+    for seed in (1, 2):
+        bench.job(text(seed, 700))
+        bench.cache.evict()
+    bench.release(first.sequence)
+    bench.cache.evict()
+    assert bench.memory.saves == 2
+    bench.job(text(3, 700))
+    bench.cache.evict()
+    assert bench.job([*text(2, 700), 7]) == 0
+    assert bench.job([*text(1, 700), 7]) == 700
+
+
 def test_a_little_more_is_evaluated_rather_than_brought_back() -> None:
     bench = Bench(options={"swap_bytes": 1_000_000})
     bench.job(text(1, 5000))
@@ -114,9 +160,12 @@ def test_a_damaged_state_costs_the_others_at_most_a_way_out_and_back() -> None:
     bench.cache.evict()
     bench.memory.save = save
     bench.job(text(1, 5) + text(2, 700))
-    bench.job(text(3, 100))
-    assert bench.job(text(1, 600)) == 0
-    assert bench.job([*text(3, 100), 7]) == 100
+    bench.job(text(3, 800))
+    bench.job(text(4, 100))
+    assert bench.job(text(1, 600)) == 5
+    assert bench.memory.restores == 0
+    assert bench.cache.cells == 595 + 705 + 100, "no more made room than would have been enough"
+    assert bench.job([*text(3, 800), 7]) == 800
     assert bench.job([*text(1, 5), *text(2, 700), 7]) == 705
 
 
@@ -156,6 +205,37 @@ def test_nobody_who_types_is_pushed_out_by_a_burst_of_reviews() -> None:
     bench.job(text(21, 900), "review 21")
     bench.job([*text(1, 800), 7, 8], "infill")
     assert bench.memory.restores == restores + 1, "who stopped typing gives way like all others"
+
+
+def test_evicting_takes_what_is_typed_in_last() -> None:
+    bench = Bench()
+    bench.job(text(1, 100), "infill")
+    bench.job(text(2, 100), "review")
+    bench.cache.evict()
+    assert bench.job([*text(1, 100), 7], "infill") == 100
+
+
+def test_what_others_share_counts_as_used() -> None:
+    bench = Bench()
+    for seed in (1, 2):
+        bench.job(text(seed, 100))
+    assert bench.job(text(1, 60) + text(3, 60)) == 60
+    bench.cache.evict()
+    assert bench.job([*text(2, 100), 7]) == 0
+    assert bench.job([*text(1, 100), 7]) == 100
+
+
+def test_a_sequence_counts_as_used_when_its_beginning_was() -> None:
+    bench = Bench()
+    first = bench.acquire(text(1, 20))
+    assert first is not None
+    bench.evaluate(first.sequence, text(1, 20))
+    for seed in (1, 2):
+        bench.job(text(seed, 100))
+    bench.release(first.sequence)
+    bench.cache.evict()
+    assert bench.job([*text(2, 100), 7]) == 0
+    assert bench.job([*text(1, 100), 7]) == 100
 
 
 def test_typing_in_many_places_does_not_hold_the_context() -> None:

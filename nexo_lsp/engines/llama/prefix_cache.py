@@ -272,7 +272,6 @@ class PrefixCache:
             return None
         if not found.on_disk and self._takes_over(found.session, session, known, whole):
             self._swap.forget(found)
-        self._cells.set(target, whole)
         return self._cut(target, known)
 
     def _restore(self, target: int, state: bytes, whole: int, last: int) -> bool:
