@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -123,6 +124,8 @@ async def measure(wanted: argparse.Namespace, setting: Setting) -> report.Result
 
 def main() -> None:
     wanted = parsed()
+    # So that an end from outside takes the servers along as well.
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(1))
     model = wanted.model or ModelStore(folders(os.environ).models, os.environ).pull("auto")
     with tempfile.TemporaryDirectory() as scratch:
         program = server_program(build=wanted.build)
