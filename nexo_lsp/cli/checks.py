@@ -10,13 +10,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import psutil
 
 from nexo_lsp import __version__
+from nexo_lsp.cli.bounds import bounds
+from nexo_lsp.cli.check import Check
 from nexo_lsp.errors import ModelCorrupt, ModelError, ModelMissing, StorageError
 from nexo_lsp.folders import Folders
 from nexo_lsp.models.catalog import size_text
@@ -24,8 +24,6 @@ from nexo_lsp.models.store import ModelStore
 from nexo_lsp.settings import Resolved, Settings
 from nexo_lsp.storage import FILE_NAME, Database
 from nexo_lsp.syntax.languages import LANGUAGES, grammar_of
-
-State = Literal["ok", "warning", "problem"]
 
 # Double quotes are the ones that every shell knows, that of Windows too.
 INSTALL_NATIVE = 'pip install "nexo-lsp[native]"'
@@ -36,18 +34,6 @@ _IMPORT_TIMEOUT_S = 120.0
 # Beside the weights there are the cache of tokens, the compute buffers and Python itself.
 _MEMORY_FACTOR = 1.5
 _MEMORY_EXTRA = 400_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at."""
-
-    area: str
-    name: str
-    state: State
-    value: str
-    mend: str = ""
-    """A command, or a sentence, that puts it right; empty if nothing has to be done."""
 
 
 def machine() -> Iterator[Check]:
@@ -170,6 +156,13 @@ def model(store: ModelStore, settings_: Settings) -> Iterator[Check]:
     yield from _model_file(store, path)
 
 
+def _located(store: ModelStore, name: str) -> Path | None:
+    try:
+        return store.locate(name)
+    except ModelError:
+        return None
+
+
 def _model_file(store: ModelStore, path: Path) -> Iterator[Check]:
     known = {installed.path: installed for installed in store.installed()}
     installed = known.get(path)
@@ -249,6 +242,9 @@ def everything(
     wanted = resolved.settings.engine.kind
     yield from engine(chosen, reasons, wanted)
     if wanted != "mock":
-        yield from model(ModelStore(folders.models, environ), resolved.settings)
+        store = ModelStore(folders.models, environ)
+        yield from model(store, resolved.settings)
+        if chosen == "native":
+            yield from bounds(resolved.settings.engine, _located(store, resolved.settings.model))
     yield from grammars()
     yield from places(folders)

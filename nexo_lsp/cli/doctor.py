@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from nexo_lsp.app import Fetch, create_app
-from nexo_lsp.cli.checks import Check, State, everything
+from nexo_lsp.cli.check import Check, State
+from nexo_lsp.cli.checks import everything
 from nexo_lsp.cli.exit_codes import ExitCode, reported
 from nexo_lsp.errors import ModelMissing
 

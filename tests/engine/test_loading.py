@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from nexo_lsp.engines.llama.budget import MIB, ModelFacts
+from nexo_lsp.engines.llama.budget import MIB, VOCABULARY_BYTES, ModelFacts
 from nexo_lsp.engines.llama.devices import RESERVE_BYTES, Device
 from nexo_lsp.engines.llama.free_memory import Free
-from nexo_lsp.engines.llama.loading import LoadedModel, LoadError, Machine, default_threads, load
+from nexo_lsp.engines.llama.loading import (
+    LoadedModel,
+    LoadError,
+    Machine,
+    default_threads,
+    load,
+    outlook,
+)
 from nexo_lsp.engines.llama.messages import Load, LoadFailure
 from nexo_lsp.engines.llama.model_facts import facts_of, look_into
 from nexo_lsp.engines.llama.native import Library
@@ -154,6 +161,20 @@ def test_layers_that_no_gpu_takes_are_said(library: Library, tiny_model: Path) -
     assert made.info.gpu_layers == 0
     assert "no layer is on a GPU" in made.info.notes[0]
     assert loaded_as(library, Load(str(tiny_model), 1024, gpu_layers=0), machine()).info.notes == ()
+
+
+def test_the_outlook_is_what_loading_does(library: Library, tiny_model: Path, half_a_model: Path) -> None:
+    wish = Load(str(tiny_model), 1024, threads=1)
+    # A process of no size, whose vocabulary is as large as is assumed.
+    ahead = outlook(library, wish, machine(10_000, resident=0))
+    made = loaded_as(library, wish, machine(10_000, resident=0))
+    assert (ahead.device, ahead.notes) == (made.info.device, made.info.notes)
+    assert ahead.plan.total_bytes == made.plan.total_bytes + VOCABULARY_BYTES
+    assert ahead.why == "10,000 MB are free"
+    with pytest.raises(LoadError, match="smaller model"):
+        outlook(library, wish, machine(10))
+    with pytest.raises(LoadError, match="damaged"):
+        outlook(library, Load(str(half_a_model), 1024), machine())
 
 
 def test_threads_are_chosen_within_what_the_machine_has() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import os
 import sys
 import time
@@ -30,6 +32,7 @@ from nexo_lsp.engines.llama.model_facts import facts_of, look_into
 from nexo_lsp.engines.llama.native import Context, Library, Model, NativeError
 
 _MAGIC = b"GGUF"
+_END_BYTES = 2**20
 
 
 class LoadError(Exception):
@@ -44,12 +47,27 @@ class LoadError(Exception):
 class LoadedModel:
     """A model that is ready to be scheduled."""
 
+    path: Path
     model: Model
     context: Context
     info: Loaded
     plan: Plan
     memory: MemoryWatch
     """Says when the worker has grown beyond `nexo.engine.memoryLimitMb`."""
+
+    def fingerprint(self) -> str:
+        """What the evaluated state of a prompt depends on: the file's content, llama.cpp, the cache's type.
+
+        Of the file its ends count, and its size: to read all of it would take longer than it saves.
+        """
+        c = self.model.library.c
+        digest = hashlib.sha256(f"{self.path.stat().st_size}".encode())
+        with self.path.open("rb") as file:
+            digest.update(file.read(_END_BYTES))
+            file.seek(-min(_END_BYTES, self.path.stat().st_size), os.SEEK_END)
+            digest.update(file.read())
+        build = importlib.metadata.version("llama-cpp-python"), c.llama_print_system_info()
+        return f"{digest.hexdigest()} {build} {self.context.kv_type} flash-attention {self.info.gpu_layers}"
 
     def close(self) -> None:
         """Free its memory."""
@@ -135,7 +153,44 @@ def load(
         notes=notes,
     )
     watch = MemoryWatch(wish.memory_limit_mb * MIB, machine.resident)
-    return LoadedModel(model, context, info, made, watch)
+    return LoadedModel(path, model, context, info, made, watch)
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a load would come to, told without loading."""
+
+    device: str
+    plan: Plan
+    allowed_bytes: int
+    why: str
+    """What bounds `allowed_bytes`."""
+    notes: tuple[str, ...]
+
+
+def outlook(library: Library, wish: Load, machine: Machine | None = None) -> Outlook:
+    """What `load` would do, from the file's head alone; raises `LoadError` for the same reasons.
+
+    Where the processor wants a second copy of the weights, which only loading tells, it is too hopeful.
+    """
+    machine = machine or Machine()
+    path = Path(wish.path)
+    size = _check_file(path)
+    before = machine.resident()
+    allowed = _allowed(wish, machine.free(), before)
+    gpu = _gpu(library, wish, size, machine)
+    facts = look_into(library, path, size)
+    if facts is None:
+        raise LoadError(LoadFailure.DAMAGED, f"{path} is damaged, or of a kind that llama.cpp does not know.")
+    weights = round(size * gpu.host_share)
+    facts = replace(
+        facts,
+        held_bytes=before + weights + VOCABULARY_BYTES,
+        token_bytes=round(facts.token_bytes * gpu.host_share),
+    )
+    made = _plan(path, wish, facts, allowed)
+    device = _device(gpu, wish.threads or default_threads())
+    return Outlook(device, made, allowed.bytes, allowed.why, (*gpu.notes, *made.reduced))
 
 
 def default_threads() -> int:

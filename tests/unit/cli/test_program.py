@@ -12,7 +12,8 @@ import typer
 from typer.testing import CliRunner
 
 from nexo_lsp import __version__, settings
-from nexo_lsp.cli.checks import Check, engine, model, places
+from nexo_lsp.cli.check import Check
+from nexo_lsp.cli.checks import engine, model, places
 from nexo_lsp.cli.exit_codes import reported
 from nexo_lsp.cli.program import build
 from nexo_lsp.cli.serve import address
