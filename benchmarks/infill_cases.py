@@ -29,11 +29,11 @@ COMMIT = "db3a90c"
 BEFORE, AFTER = 256, 128
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-Mask = Literal["whole line", "line", "block", "rest", "brackets"]
-MASKS: tuple[Mask, ...] = ("whole line", "line", "block", "rest", "brackets")
-"""A line with its indentation; without it, as an editor puts the cursor; two to five such lines; the rest of
-a line from any character on; what stands between an opening bracket or quote and the closers that end the
-line."""
+Mask = Literal["line", "block", "rest", "whole line", "brackets"]
+MASKS: tuple[Mask, ...] = ("line", "block", "rest", "whole line", "brackets")
+"""A line behind its indentation, where an editor puts the cursor; two to five such lines; the rest of a line
+from any character on; a line with its indentation; what stands between an opening bracket or quote and the
+closers that end the line."""
 # Where the closers are what the editor puts behind the cursor when the opening one is typed.
 _BRACKETS = re.compile(r"^(.*[(\[{\"'])(.+?)([)\]}\"']+[;,:]?)$")
 
@@ -135,14 +135,12 @@ class Case:
 
 def cases(cache: Path, each: int) -> list[Case]:
     """`each` cases for every source and mask, always the same ones."""
+    languages = [(source, language_for(source.language), sorted(_files(source, cache))) for source in SOURCES]
     found: list[Case] = []
-    for source in SOURCES:
-        language = language_for(source.language)
-        assert language is not None
-        files = sorted(_files(source, cache))
-        for mask in MASKS:
-            chance = random.Random(f"{SEED}:{source.language}:{mask}")
-            made = _cases(files, language, mask, chance)
+    for mask in MASKS:
+        for source, language, files in languages:
+            assert language is not None
+            made = _cases(files, language, mask, random.Random(f"{SEED}:{source.language}:{mask}"))
             found += [next(made) for _ in range(each)]
     return found
 
