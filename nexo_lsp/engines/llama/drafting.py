@@ -32,6 +32,7 @@ class Lookup:
             self._places[self._known[end - _GRAM : end]].append(end)
         # The answer is expected to begin where the known text begins.
         self._next: int | None = 0
+        self._last = 0
         self._recent: tuple[int, ...] = ()
         self.run = 0
         """How many tokens in a row were what the known text says."""
@@ -48,16 +49,16 @@ class Lookup:
         self._recent = (*self._recent, token)[-_GRAM:]
         if right and at is not None:
             self.run += 1
-            self._next = at + 1
+            self._next = self._last = at + 1
         else:
             self.run = 0
-            self._next = self._find(at or 0)
+            self._next = self._find()
         return right if guessed else None
 
-    def _find(self, last: int) -> int | None:
+    def _find(self) -> int | None:
         """The place behind the last tokens: the first one after where the answer was, else any."""
         places = self._places.get(self._recent, [])
-        return next((place for place in places if place > last), places[-1] if places else None)
+        return next((place for place in places if place > self._last), places[-1] if places else None)
 
 
 class DraftLength:

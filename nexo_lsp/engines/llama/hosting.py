@@ -24,15 +24,3 @@ def claim_stdout() -> BinaryIO:
         msvcrt.setmode(private, os.O_BINARY)
         msvcrt.setmode(0, os.O_BINARY)
     return os.fdopen(private, "wb")
-
-
-def calm_openmp() -> None:
-    """Let OpenMP's threads spin briefly and then sleep.
-
-    Spinning for ever (the default) collapses as soon as anything else runs on the machine, and never
-    spinning halves the speed of a quiet one. Measured with two threads on two cores and one to two other
-    busy processes: 5 to 13 tokens/s at 10,000 turns, 20 to 33 at 1,000. libgomp reads this once, when it is
-    loaded; a user's own choice stands.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")

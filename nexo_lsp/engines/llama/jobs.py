@@ -44,6 +44,11 @@ class Job:
         self.rank = (self.request.priority, self.order)
 
     @property
+    def session(self) -> str:
+        """The request's session, told apart by client: two windows type in two places."""
+        return f"{self.request.session}:{self.client}" if self.request.session else ""
+
+    @property
     def pending(self) -> int:
         """Tokens that are known and not evaluated yet."""
         return len(self.tokens) - self.evaluated

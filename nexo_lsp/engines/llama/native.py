@@ -372,8 +372,9 @@ class Context:
         """Fill the empty `sequence` with what was saved; False if there is no room or it does not fit."""
         library = self.model.library
         library.hold_log = True
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        read = int(self._c.llama_state_seq_set_data(self.handle, buffer, len(state), sequence))
+        # It is only read: no copy is needed.
+        data = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
+        read = int(self._c.llama_state_seq_set_data(self.handle, data, len(state), sequence))
         library.hold_log = False
         library.held.clear()
         if read != len(state):

@@ -34,6 +34,7 @@ from nexo_lsp.engines.llama.prompts import PromptError, Prompts
 from nexo_lsp.engines.llama.sampling import GrammarError, Sampler
 from nexo_lsp.engines.llama.text_stream import TextStream
 from nexo_lsp.engines.llama.threads import ThreadTuner
+from nexo_lsp.engines.llama.waiting import Waiting
 from nexo_lsp.generation import FinishReason, Request
 
 TOGETHER = 4
@@ -86,7 +87,7 @@ class Scheduler:
         *,
         cache: PrefixCache | None = None,
         unread: Callable[[], bool] = lambda: False,
-        drafts: bool = True,
+        waiting: Waiting | None = None,
     ) -> None:
         """`unread` says whether a message has come that nobody has read yet."""
         self._model = model
@@ -94,7 +95,8 @@ class Scheduler:
         self._send = send
         self._clock = clock
         self._unread = unread
-        self._drafts = drafts and model.can_forget
+        self._waiting = waiting
+        self._drafts = model.can_forget
         self._prompts = Prompts(model)
         self._healing = Healing(model)
         self._cache = cache or PrefixCache(context, context.sequences)
@@ -194,13 +196,22 @@ class Scheduler:
             self._leave(job)
         self._healing.close()
 
-    def shrink(self, to_cells: int) -> None:
-        """Let go of cached prompts until so many cells are in use at the most."""
-        self._cache.shrink(to_cells)
+    def prepare(self) -> None:
+        """Begin in the background what the first completion would wait for."""
+        self._healing.prepare()
+
+    def shrink(self, by: int) -> None:
+        """Give back about so many bytes of what is cached outside the context, which has its fixed size."""
+        self._cache.shrink(self._context.tokens, swap_bytes=max(0, self._cache.swapped_bytes - by))
 
     def stats(self) -> Stats:
         """The present picture."""
         running = sum(job.sequence is not None for job in self._jobs.values())
+        self._cache.observe(
+            (job.sequence, job.tokens[: job.evaluated])
+            for job in self._jobs.values()
+            if job.sequence is not None
+        )
         urgent = min((job.request.priority for job in self._jobs.values()), default=0)
         waiting = sum(
             job.started is not None and job.request.priority > urgent for job in self._jobs.values()
@@ -294,12 +305,7 @@ class Scheduler:
                 return
 
     def _acquire(self, job: Job) -> bool:
-        running = [
-            (other.sequence, other.tokens[: other.evaluated])
-            for other in self._jobs.values()
-            if other.sequence is not None
-        ]
-        lease = self._cache.acquire(job.tokens, job.request.session, running)
+        lease = self._cache.acquire(job.tokens, job.session, self._running())
         if lease is None:
             return self._preempt([job]) and self._acquire(job)
         job.sequence, job.evaluated = lease.sequence, lease.cached
@@ -311,6 +317,14 @@ class Scheduler:
         self._report()
         return True
 
+    def _running(self) -> list[tuple[int, Sequence[int]]]:
+        """The sequences of unfinished jobs, and what is evaluated in them."""
+        return [
+            (job.sequence, job.tokens[: job.evaluated])
+            for job in self._jobs.values()
+            if job.sequence is not None
+        ]
+
     def _preempt(self, but: Sequence[Job]) -> bool:
         """Take the sequence of the least urgent other job; what it evaluated becomes part of the cache."""
         others = [job for job in self._jobs.values() if job not in but and job.sequence is not None]
@@ -318,7 +332,7 @@ class Scheduler:
             return False
         victim = max(others, key=lambda job: job.rank)
         if victim.sequence is not None:
-            self._cache.release(victim.sequence, victim.tokens[: victim.evaluated], victim.request.session)
+            self._cache.release(victim.sequence, victim.tokens[: victim.evaluated], victim.session)
         victim.sequence, victim.evaluated = None, 0
         return True
 
@@ -337,7 +351,10 @@ class Scheduler:
     def _evaluate(self, level: int, parts: Sequence[_Part]) -> None:
         context = self._context
         single = len(parts) == 1 and parts[0].at_end and len(parts[0].tokens) == 1
-        context.decode_with(self._tuner.threads if single else context.threads)
+        threads = self._tuner.threads if single else context.threads
+        context.decode_with(threads)
+        if self._waiting is not None:
+            self._waiting.adapt(threads)
         self._in_step = (level, frozenset(part.job.id for part in parts))
         context.interrupt.clear()
         if self._unread():
@@ -474,7 +491,7 @@ class Scheduler:
             known = min(job.evaluated, len(job.tokens))
             self._context.truncate(job.sequence, known)
             self._cache.release(
-                job.sequence, job.tokens[:known], job.request.session, static=min(job.static_tokens, known)
+                job.sequence, job.tokens[:known], job.session, static=min(job.static_tokens, known)
             )
         self._report()
 

@@ -14,8 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from nexo_lsp.engines.llama.hosting import calm_openmp, claim_stdout, ignore_interrupts
+from nexo_lsp.engines.llama.hosting import claim_stdout, ignore_interrupts
 from nexo_lsp.engines.llama.loading import LoadedModel, LoadError, load
 from nexo_lsp.engines.llama.messages import (
     BadMessage,
@@ -39,9 +40,18 @@ from nexo_lsp.engines.llama.messages import (
     encode,
 )
 from nexo_lsp.engines.llama.native import Library, NativeError
+from nexo_lsp.engines.llama.prefix_cache import PrefixCache
+from nexo_lsp.engines.llama.prefix_store import PrefixStore
 from nexo_lsp.engines.llama.scheduler import Scheduler
+from nexo_lsp.engines.llama.waiting import Crowd, Waiting, find_patience, prepare_openmp, processors
 
 _HEARTBEAT_S = 0.5
+_SWAP_BYTES = 128 * 2**20
+"""What prompts may take that were moved out of the context: about 10,000 tokens of the 0.5B model."""
+_STORE_BYTES = 128 * 2**20
+"""What static prefixes of prompts may take on disk."""
+_LIVE_SHARE = 0.5
+"""The share of the context that finished sequences may hold; the rest is for those that come."""
 # With its parent gone, a worker that is stuck in native code ends after this long.
 _ORPHAN_GRACE_S = 5.0
 
@@ -60,6 +70,7 @@ class Worker:
         self._library: Library | None = None
         self._loaded: LoadedModel | None = None
         self._scheduler: Scheduler | None = None
+        self._waiting: Waiting | None = None
         self._last_beat = clock()
         self._lock = threading.Lock()
         self._noticed = self._read = 0
@@ -88,7 +99,7 @@ class Worker:
             while self._messages():
                 if self._scheduler is not None:
                     self._scheduler.step()
-                self._beat()
+                self._care()
         except EOFError:
             pass
         finally:
@@ -144,21 +155,49 @@ class Worker:
         except LoadError as error:
             self._send(LoadFailed(error.failure, str(error)))
         else:
-            self._scheduler = Scheduler(
-                self._loaded.model,
-                self._loaded.context,
-                self._send,
-                self._clock,
-                unread=lambda: self._noticed > self._read,
-            )
+            self._schedule(self._loaded, wish)
             self._send(self._loaded.info)
+
+    def _schedule(self, loaded: LoadedModel, wish: Load) -> None:
+        context = loaded.context
+        store = None
+        if wish.prefix_folder:
+            store = PrefixStore(Path(wish.prefix_folder), loaded.fingerprint(), _STORE_BYTES)
+        self._waiting = Waiting(find_patience(), Crowd(), processors())
+        self._scheduler = Scheduler(
+            loaded.model,
+            context,
+            self._send,
+            self._clock,
+            cache=PrefixCache(
+                context,
+                context.sequences,
+                live_cells=int(context.tokens * _LIVE_SHARE),
+                swap_bytes=_SWAP_BYTES,
+                store=store,
+                clock=self._clock,
+            ),
+            unread=lambda: self._noticed > self._read,
+            waiting=self._waiting,
+        )
+        self._scheduler.prepare()
+
+    def _care(self) -> None:
+        """Between two steps: sign of life, and memory within its bound."""
+        self._beat()
+        if self._loaded is not None and self._scheduler is not None:
+            over = self._loaded.memory.over()
+            if over:
+                self._scheduler.shrink(over)
 
     def _unload(self) -> None:
         if self._scheduler is not None:
             self._scheduler.close()
+        if self._waiting is not None:
+            self._waiting.close()
         if self._loaded is not None:
             self._loaded.close()
-        self._scheduler = self._loaded = None
+        self._scheduler = self._loaded = self._waiting = None
 
     def _progress(self, progress: float) -> bool:
         self._beat(progress)
@@ -175,7 +214,7 @@ def main() -> None:
     """Host a worker in this process: messages on stdin and on what was stdout."""
     ignore_interrupts()
     channel = claim_stdout()
-    calm_openmp()
+    prepare_openmp(os.environ)
     inbox: queue.SimpleQueue[ToWorker | BadMessage | None] = queue.SimpleQueue()
     ended = False
 

@@ -1,0 +1,71 @@
+"""Guessing from a known text, and how much of it is worth guessing."""
+
+from __future__ import annotations
+
+from nexo_lsp.engines.llama.drafting import DraftLength, Lookup
+
+KNOWN = list(range(100, 140))
+
+
+def test_an_answer_is_expected_to_begin_like_the_known_text() -> None:
+    lookup = Lookup(KNOWN)
+    assert list(lookup.guess(3)) == [100, 101, 102]
+    assert lookup.take(100) is True
+    assert list(lookup.guess(2)) == [101, 102]
+    assert lookup.run == 1
+
+
+def test_an_inserted_passage_is_left_behind_and_the_place_found_again() -> None:
+    lookup = Lookup(KNOWN)
+    for token in [100, 101, 102, 7, 8, 9]:
+        lookup.take(token)
+    assert not lookup.guess(5)
+    for token in KNOWN[3:6]:
+        lookup.take(token)
+    assert list(lookup.guess(3)) == KNOWN[6:9]
+
+
+def test_a_left_out_passage_is_skipped() -> None:
+    lookup = Lookup(KNOWN)
+    for token in [*KNOWN[:3], *KNOWN[20:23]]:
+        lookup.take(token)
+    assert list(lookup.guess(2)) == KNOWN[23:25]
+
+
+def test_of_several_places_the_next_one_is_taken() -> None:
+    again = [1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3, 6]
+    lookup = Lookup(again)
+    for token in [1, 2, 3, 4, 9, 1, 2, 3]:
+        lookup.take(token)
+    assert list(lookup.guess(1)) == [5]
+
+
+def test_behind_the_end_there_is_nothing_to_guess() -> None:
+    lookup = Lookup([1, 2])
+    assert [lookup.take(1), lookup.take(2), lookup.take(3)] == [True, True, None]
+    assert not lookup.guess(4)
+    assert not Lookup([]).guess(4)
+
+
+def measured(extra: float, rate: bool, times: int = 200) -> DraftLength:
+    lengths = DraftLength()
+    for _ in range(times):
+        lengths.single(0.02)
+        lengths.drafted(8, 0.02 + 8 * extra)
+        for run in (0, 5, 10, 20):
+            lengths.judged(run, rate)
+    return lengths
+
+
+def test_more_is_guessed_the_cheaper_and_the_surer_it_is() -> None:
+    assert measured(0.0001, rate=True).best(20, 40) == 40
+    cheap, dear = measured(0.004, rate=True).best(20, 40), measured(0.03, rate=True).best(20, 40)
+    assert cheap > dear == 0, "a guess that costs more than a step is never worth it"
+    assert measured(0.004, rate=False).best(20, 40) == 0
+
+
+def test_guesses_that_are_not_made_are_judged_too_so_that_it_comes_back() -> None:
+    lengths = measured(0.004, rate=False)
+    for _ in range(60):
+        lengths.judged(20, True)
+    assert lengths.best(20, 40) > 0
