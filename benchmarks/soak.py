@@ -5,7 +5,8 @@
 Completions, chats, reviews with a schema and rewrites with a prediction are put to the engine, several at
 once. One in four is left at a random moment; some times the worker is killed in the middle. Each request has
 to end exactly once: with its answer, with an error, or by being left. Memory of the worker is looked at
-between requests; from the end of a warm-up to the worker's end it may grow by 5 %. `--tiny` takes a made-up
+between requests, without the prompts that it has moved out of its context (they are counted and bounded by
+themselves); from the end of a warm-up to the worker's end the rest may grow by 5 %. `--tiny` takes a made-up
 model that is quick and knows nothing. Ends with status 1 if something is not as it should be.
 """
 
@@ -34,13 +35,14 @@ from benchmarks.engine.machine import describe
 from nexo_lsp.engines.llama.engine import LlamaEngine, LlamaOptions
 from nexo_lsp.errors import NexoError
 from nexo_lsp.folders import folders
-from nexo_lsp.generation import Priority, Request
+from nexo_lsp.generation import ChatPrompt, Priority, Request
 from nexo_lsp.models.store import ModelStore
 
 AT_ONCE = 6
 PATIENCE_S = 300.0
 LEFT_SHARE, LEFT_WITHIN_S = 0.25, 1.5
 MOST_TOKENS = 40
+NEW_SHARE = 0.3
 WARM_UP, LEAST_LIFE = 120, 200
 """Requests of one worker's life: until its memory is settled, and for a growth to mean something."""
 MOST_GROWTH = 0.05
@@ -52,6 +54,9 @@ class Life:
     """One worker, from its start to its end: how many requests had ended, and its memory then (MiB)."""
 
     sizes: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
+    """Without the prompts that it had moved out of its context."""
+    most: float = 0.0
+    """All together at the most."""
 
     @property
     def requests(self) -> int:
@@ -114,8 +119,19 @@ async def mixture(chance: random.Random, count: int) -> list[Request]:
         request = chance.choice(kind)
         tokens = min(request.max_tokens, chance.randint(1, MOST_TOKENS))
         priority = request.priority if chance.random() < 0.8 else chance.choice(list(Priority))
+        if chance.random() < NEW_SHARE:
+            request = _unlike(request, len(asked))
         asked.append(replace(request, max_tokens=tokens, priority=priority))
     return asked
+
+
+def _unlike(request: Request, number: int) -> Request:
+    """The request with a question that was never put before, so that there is always more to remember."""
+    if not isinstance(request.prompt, ChatPrompt):
+        return request
+    *before, last = request.prompt.messages
+    said = replace(last, content=f"Question {number}. {last.content}")
+    return replace(request, prompt=replace(request.prompt, messages=(*before, said)))
 
 
 async def ask(engine: LlamaEngine, request: Request) -> str:
@@ -183,7 +199,9 @@ def _look(engine: LlamaEngine, record: Soak) -> None:
     status = engine.status()
     if status.memory_bytes is not None and "pid" in status.extra:
         life = record.lives.setdefault(int(status.extra["pid"]), Life())
-        life.sizes.append((record.ended, status.memory_bytes / 2**20))
+        swapped = int(status.extra.get("metrics", {}).get("swapped_bytes", 0))
+        life.sizes.append((record.ended, (status.memory_bytes - swapped) / 2**20))
+        life.most = max(life.most, status.memory_bytes / 2**20)
 
 
 def _kill(engine: LlamaEngine) -> int:
@@ -227,8 +245,7 @@ def table(record: Soak, title: str) -> Table:
     for pid, life in record.lives.items():
         growth = life.growth()
         told = "too short to tell" if growth is None else f"{growth:+.1%} after warm-up"
-        sizes = [size for _, size in life.sizes]
-        made.add_row(f"worker {pid}", f"{life.requests} requests, {max(sizes):.0f} MiB at most, {told}")
+        made.add_row(f"worker {pid}", f"{life.requests} requests, {life.most:.0f} MiB at most, {told}")
     return made
 
 
