@@ -37,7 +37,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 # A competitor rests a little before the next one's turn: OpenMP's threads spin on for a while.
 _REST_S = 0.3
 # Nothing takes this long unless something hangs.
-_TURN_S = 900.0
+_TURN_S = 600.0
 _FAILURES = (NexoError, httpx.HTTPError, OSError, RuntimeError, TimeoutError)
 
 
