@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nexo_lsp.engines.llama.drafting import Lookup
+from nexo_lsp.engines.llama.native import Slice
 from nexo_lsp.engines.llama.sampling import Sampler
 from nexo_lsp.engines.llama.text_stream import TextStream
 from nexo_lsp.generation import Request, Usage
@@ -96,3 +98,20 @@ class Job:
         except ValueError:
             return False
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one job gets evaluated in a step, and in which row of the batch it begins."""
+
+    job: Job
+    tokens: Sequence[int]
+    guesses: Sequence[int]
+    row: int
+    at_end: bool
+
+    def slice(self) -> Slice:
+        """What llama.cpp is asked for."""
+        assert self.job.sequence is not None  # noqa: S101 -- only jobs with a sequence are planned
+        wanted = 1 + len(self.guesses) if self.at_end else 0
+        return Slice(self.job.sequence, self.job.evaluated, (*self.tokens, *self.guesses), wanted)

@@ -152,6 +152,7 @@ class Model:
         self.vocab = c.llama_model_get_vocab(self.handle)
         self.vocab_size = int(c.llama_vocab_n_tokens(self.vocab))
         self._pieces: dict[int, bytes] = {}
+        self._token_buffer: Any = (c.llama_token * 1024)()
 
     def close(self) -> None:
         """Free the weights."""
@@ -163,13 +164,16 @@ class Model:
         """The tokens of `text`; `<|...|>` in it means a special token only where `special`."""
         data = text.encode("utf-8", "replace")
         c = self.library.c
-        room = len(data) + 8
+        needed = len(data) + 8
         while True:
-            buffer = (c.llama_token * room)()
-            count = int(c.llama_tokenize(self.vocab, data, len(data), buffer, room, False, special))
+            # Every length of a ctypes array is a type of its own, which lives long: few lengths, then.
+            if needed > len(self._token_buffer):
+                self._token_buffer = (c.llama_token * (1 << needed.bit_length()))()
+            buffer = self._token_buffer
+            count = int(c.llama_tokenize(self.vocab, data, len(data), buffer, len(buffer), False, special))
             if count >= 0:
                 return list(buffer[:count])
-            room = -count
+            needed = -count
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; empty for special tokens."""
@@ -249,13 +253,6 @@ class Model:
         buffer = ctypes.create_string_buffer(256)
         self.library.c.llama_model_desc(self.handle, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
-
-    def cache_bytes(self, tokens: int) -> int:
-        """How much memory the key-value cache of `tokens` takes: K and V, f16, every layer."""
-        c = self.library.c
-        heads = max(1, int(c.llama_model_n_head(self.handle)))
-        width = int(c.llama_model_n_embd(self.handle)) // heads * int(c.llama_model_n_head_kv(self.handle))
-        return 2 * 2 * tokens * width * int(c.llama_model_n_layer(self.handle))
 
 
 class Context:
@@ -364,9 +361,12 @@ class Context:
     def save(self, sequence: int) -> bytes:
         """What `sequence` holds, for `restore`; some 12 KB for each token of the 0.5B model."""
         size = int(self._c.llama_state_seq_get_size(self.handle, sequence))
-        buffer = (ctypes.c_uint8 * size)()
-        written = int(self._c.llama_state_seq_get_data(self.handle, buffer, size, sequence))
-        return bytes(memoryview(buffer)[:written])
+        if not size:
+            return b""
+        state = bytearray(size)
+        start = ctypes.byref(ctypes.c_uint8.from_buffer(state))
+        written = int(self._c.llama_state_seq_get_data(self.handle, start, size, sequence))
+        return bytes(memoryview(state)[:written])
 
     def restore(self, sequence: int, state: bytes) -> bool:
         """Fill the empty `sequence` with what was saved; False if there is no room or it does not fit."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from nexo_lsp.engines.llama.drafting import DraftLength, Lookup
-from nexo_lsp.engines.llama.healing import Healing, HealingState
-from nexo_lsp.engines.llama.jobs import Job
+from nexo_lsp.engines.llama.drafting import DraftLength
+from nexo_lsp.engines.llama.gauges import Gauges
+from nexo_lsp.engines.llama.intake import Intake, Refused
+from nexo_lsp.engines.llama.jobs import Job, Part
 from nexo_lsp.engines.llama.messages import (
     BadMessage,
     Cancel,
@@ -23,16 +24,12 @@ from nexo_lsp.engines.llama.messages import (
     Failed,
     Failure,
     FromWorker,
-    Metrics,
     Start,
     Stats,
     ToWorker,
 )
-from nexo_lsp.engines.llama.native import Context, Decoded, Model, NativeError, Slice
+from nexo_lsp.engines.llama.native import Context, Decoded, Model, NativeError
 from nexo_lsp.engines.llama.prefix_cache import PrefixCache
-from nexo_lsp.engines.llama.prompts import PromptError, Prompts
-from nexo_lsp.engines.llama.sampling import GrammarError, Sampler
-from nexo_lsp.engines.llama.text_stream import TextStream
 from nexo_lsp.engines.llama.threads import ThreadTuner
 from nexo_lsp.engines.llama.waiting import Waiting
 from nexo_lsp.generation import FinishReason, Request
@@ -44,35 +41,6 @@ STARVING_S = 5.0
 _CHUNK_S, _WATCHED_CHUNK_S = 0.35, 0.12
 """How long a prompt's chunk should take: alone, or while somebody watches an answer that is being written."""
 _CHUNK_MIN = 16
-_AVERAGE = 0.3
-"""The weight of the newest measurement in a moving average."""
-
-
-class Average:
-    """A moving average; None before the first measurement."""
-
-    def __init__(self) -> None:
-        self.value: float | None = None
-
-    def add(self, now: float) -> None:
-        """One more measurement."""
-        self.value = now if self.value is None else self.value + _AVERAGE * (now - self.value)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What one job gets evaluated in a step, and in which row of the batch it begins."""
-
-    job: Job
-    tokens: Sequence[int]
-    guesses: Sequence[int]
-    row: int
-    at_end: bool
-
-    def slice(self) -> Slice:
-        assert self.job.sequence is not None  # noqa: S101 -- only jobs with a sequence are planned
-        wanted = 1 + len(self.guesses) if self.at_end else 0
-        return Slice(self.job.sequence, self.job.evaluated, (*self.tokens, *self.guesses), wanted)
 
 
 class Scheduler:
@@ -96,21 +64,16 @@ class Scheduler:
         self._clock = clock
         self._unread = unread
         self._waiting = waiting
-        self._drafts = model.can_forget
-        self._prompts = Prompts(model)
-        self._healing = Healing(model)
+        self._intake = Intake(model, context.tokens)
         self._cache = cache or PrefixCache(context, context.sequences)
         self._jobs: dict[int, Job] = {}
-        self._arrivals = 0
-        self._prompt_speed, self._decode_speed, self._fill = Average(), Average(), Average()
+        self.gauges = Gauges()
         self._tuner = ThreadTuner(context.threads)
         self._lengths = DraftLength()
         self._served: dict[int, float] = {}
         self._turns: dict[int, int] = {}
         self._chunk_most = context.batch_tokens
         self._in_step: tuple[int, frozenset[int]] | None = None
-        self._prompt_tokens = self._cached_tokens = self._drafted = self._accepted = self._overtaken = 0
-        self.cancel_ms = Average()
 
     @property
     def busy(self) -> bool:
@@ -141,48 +104,13 @@ class Scheduler:
             self._send(Failed(job_id, Failure.INTERNAL, f"Request {job_id} is running already."))
             return
         try:
-            job = self._job(job_id, request, client)
-        except (PromptError, GrammarError) as error:
-            self._send(Failed(job_id, Failure.BAD_REQUEST, str(error)))
-            return
-        if job.room > self._context.tokens:
-            job.sampler.close()
-            message = self._too_long(job.prompt_tokens, request)
-            self._send(Failed(job_id, Failure.PROMPT_TOO_LONG, message))
+            job = self._intake.job(job_id, request, client, self._clock())
+        except Refused as refused:
+            self._send(Failed(job_id, refused.failure, str(refused)))
             return
         self._jobs[job_id] = job
         self._served.setdefault(request.priority, self._clock())
         self._report()
-
-    def _job(self, job_id: int, request: Request, client: int) -> Job:
-        tokens, rest = self._prompts.healed(request.prompt, self._healing)
-        if not tokens:
-            raise PromptError("An empty prompt cannot be answered.")
-        ends = self._prompts.end_tokens(request.prompt)
-        lookup = None
-        if request.prediction and self._drafts:
-            lookup = Lookup(self._model.tokenize(request.prediction, special=False))
-        self._arrivals += 1
-        return Job(
-            id=job_id,
-            client=client,
-            request=request,
-            tokens=tokens,
-            prompt_tokens=len(tokens),
-            static_tokens=self._prompts.static_tokens(request.prompt),
-            end_tokens=ends,
-            sampler=Sampler(self._model, request, HealingState(self._healing, rest)),
-            lookup=lookup,
-            text=TextStream(request.stop),
-            arrived=self._clock(),
-            order=self._arrivals,
-        )
-
-    def _too_long(self, tokens: int, request: Request) -> str:
-        return (
-            f"The prompt ({tokens} tokens) and the answer (up to {request.max_tokens}) do not fit into the "
-            f"engine's context of {self._context.tokens} tokens; nexo.engine.contextTokens sets it."
-        )
 
     def cancel(self, job_id: int) -> None:
         """Drop a job; what it evaluated stays in the cache. Unknown ids are ignored."""
@@ -194,11 +122,11 @@ class Scheduler:
         """Drop every job without a word."""
         for job in list(self._jobs.values()):
             self._leave(job)
-        self._healing.close()
+        self._intake.close()
 
     def prepare(self) -> None:
         """Begin in the background what the first completion would wait for."""
-        self._healing.prepare()
+        self._intake.prepare()
 
     def shrink(self, by: int) -> None:
         """Give back about so many bytes of what is cached outside the context, which has its fixed size."""
@@ -206,31 +134,22 @@ class Scheduler:
 
     def stats(self) -> Stats:
         """The present picture."""
+        self._cache.observe(self._running())
         running = sum(job.sequence is not None for job in self._jobs.values())
-        self._cache.observe(
-            (job.sequence, job.tokens[: job.evaluated])
-            for job in self._jobs.values()
-            if job.sequence is not None
-        )
         urgent = min((job.request.priority for job in self._jobs.values()), default=0)
         waiting = sum(
             job.started is not None and job.request.priority > urgent for job in self._jobs.values()
         )
+        gauges = self.gauges
         return Stats(
             queued=len(self._jobs) - running,
             running=running,
-            prompt_tokens_per_s=self._prompt_speed.value,
-            decode_tokens_per_s=self._decode_speed.value,
+            prompt_tokens_per_s=gauges.prompt_speed.value,
+            decode_tokens_per_s=gauges.decode_speed.value,
             cached_sequences=self._cache.kept,
-            metrics=Metrics(
+            metrics=replace(
+                gauges.metrics(),
                 waiting=waiting,
-                batch_fill=self._fill.value,
-                prompt_tokens=self._prompt_tokens,
-                cached_tokens=self._cached_tokens,
-                drafted_tokens=self._drafted,
-                accepted_tokens=self._accepted,
-                overtaken=self._overtaken,
-                cancel_ms=self.cancel_ms.value,
                 cells=self._cache.cells,
                 swapped_bytes=self._cache.swapped_bytes,
                 threads=self._tuner.threads,
@@ -264,19 +183,19 @@ class Scheduler:
                 return level
         return present[0]
 
-    def _plan(self, jobs: Sequence[Job]) -> list[_Part]:
+    def _plan(self, jobs: Sequence[Job]) -> list[Part]:
         """The next batch of equally urgent `jobs`."""
         self._seat(jobs)
         writing = [job for job in jobs if job.writes]
         reading = min(
             (job for job in jobs if job.reads), key=lambda job: (self._turn(job), job.order), default=None
         )
-        parts: list[_Part] = []
+        parts: list[Part] = []
         row = 0
         spare = self._context.outputs - len(writing) - 1
         for job in writing:
             guesses = self._guesses(job, max(0, spare // len(writing)))
-            parts.append(_Part(job, job.tokens[job.evaluated :], guesses, row, at_end=True))
+            parts.append(Part(job, job.tokens[job.evaluated :], guesses, row, at_end=True))
             row += 1 + len(guesses)
         if reading is not None:
             size = min(self._chunk_size(watched=bool(writing)), self._context.batch_tokens - row)
@@ -285,7 +204,7 @@ class Scheduler:
             guesses: Sequence[int] = ()
             if at_end and not writing:
                 guesses = self._guesses(reading, min(spare, self._context.batch_tokens - len(chunk)))
-            parts.append(_Part(reading, chunk, guesses, row, at_end))
+            parts.append(Part(reading, chunk, guesses, row, at_end))
         return parts
 
     def _seat(self, jobs: Sequence[Job]) -> None:
@@ -312,8 +231,7 @@ class Scheduler:
         if job.started is None:
             job.started = self._clock()
             job.cached = lease.cached
-            self._prompt_tokens += job.prompt_tokens
-            self._cached_tokens += lease.cached
+            self.gauges.begun(job.prompt_tokens, lease.cached)
         self._report()
         return True
 
@@ -343,12 +261,12 @@ class Scheduler:
         return job.lookup.guess(self._lengths.best(job.lookup.run, max(0, most)))
 
     def _chunk_size(self, *, watched: bool) -> int:
-        speed = self._prompt_speed.value
+        speed = self.gauges.prompt_speed.value
         seconds = _WATCHED_CHUNK_S if watched else _CHUNK_S
         wanted = 4 * _CHUNK_MIN if speed is None else int(speed * seconds)
         return max(_CHUNK_MIN, min(wanted, self._chunk_most))
 
-    def _evaluate(self, level: int, parts: Sequence[_Part]) -> None:
+    def _evaluate(self, level: int, parts: Sequence[Part]) -> None:
         context = self._context
         single = len(parts) == 1 and parts[0].at_end and len(parts[0].tokens) == 1
         threads = self._tuner.threads if single else context.threads
@@ -368,7 +286,7 @@ class Scheduler:
             self._make_room([part.job for part in parts])
         elif outcome is Decoded.INTERRUPTED:
             # Smaller chunks until one gets through, or a prompt would never end beside a quick typist.
-            self._overtaken += 1
+            self.gauges.overtaken += 1
             self._chunk_most = max(_CHUNK_MIN, min(self._chunk_most, self._chunk_size(watched=False)) // 2)
         else:
             self._chunk_most = min(context.batch_tokens, 2 * self._chunk_most)
@@ -384,7 +302,7 @@ class Scheduler:
         else:
             self._preempt(jobs[:1])
 
-    def _take_step(self, parts: Sequence[_Part], began: float) -> None:
+    def _take_step(self, parts: Sequence[Part], began: float) -> None:
         """What was evaluated becomes part of the jobs, and tokens are sampled."""
         made = [self._verify(part) for part in parts]
         seconds = self._clock() - began
@@ -395,7 +313,7 @@ class Scheduler:
             if tokens:
                 self._write(part.job, tokens)
 
-    def _verify(self, part: _Part) -> list[int]:
+    def _verify(self, part: Part) -> list[int]:
         """The tokens that the model goes on with; guesses that it does not share are forgotten."""
         job = part.job
         job.evaluated += len(part.tokens)
@@ -414,8 +332,8 @@ class Scheduler:
                 break
         kept = len(taken) - 1
         job.evaluated += kept
-        self._drafted += len(part.guesses)
-        self._accepted += kept
+        self.gauges.drafted += len(part.guesses)
+        self.gauges.accepted += kept
         if kept < len(part.guesses) and job.sequence is not None:
             self._context.truncate(job.sequence, job.evaluated)
         return taken
@@ -423,7 +341,7 @@ class Scheduler:
     def _ends(self, job: Job, token: int) -> bool:
         return token in job.end_tokens or self._model.is_end(token)
 
-    def _account(self, parts: Sequence[_Part], made: Sequence[int], seconds: float) -> None:
+    def _account(self, parts: Sequence[Part], made: Sequence[int], seconds: float) -> None:
         """Whose time the step was, and what it says about speeds."""
         first = parts[0]
         guesses = sum(len(part.guesses) for part in parts)
@@ -435,12 +353,12 @@ class Scheduler:
                 part.job.decode_s += seconds
         if read and len(parts) == 1 and not guesses:
             # The short rest of a prompt says little about the speed of full chunks.
-            if read >= _CHUNK_MIN or self._prompt_speed.value is None:
-                self._prompt_speed.add(read / max(seconds, 1e-6))
+            if read >= _CHUNK_MIN or self.gauges.prompt_speed.value is None:
+                self.gauges.prompt_speed.add(read / max(seconds, 1e-6))
                 self._lengths.prompt(read, seconds)
         elif not read:
-            self._fill.add(len(parts))
-            self._decode_speed.add(sum(made) / max(seconds, 1e-6))
+            self.gauges.fill.add(len(parts))
+            self.gauges.decode_speed.add(sum(made) / max(seconds, 1e-6))
             if len(parts) == 1 and guesses:
                 self._lengths.drafted(guesses, seconds)
             elif len(parts) == 1:

@@ -130,7 +130,7 @@ class Worker:
                 if self._scheduler is not None:
                     self._scheduler.cancel(job_id)
                     if self._cancelled_at is not None:
-                        self._scheduler.cancel_ms.add(1000 * (self._clock() - self._cancelled_at))
+                        self._scheduler.gauges.cancel_ms.add(1000 * (self._clock() - self._cancelled_at))
                         self._cancelled_at = None
             case CountTokens(id=job_id, text=text):
                 if self._loaded is None:
