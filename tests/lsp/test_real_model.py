@@ -275,11 +275,11 @@ async def test_a_killed_worker_is_told_once_and_replaced(editor: Editor) -> None
     (worker,) = (
         process
         for process in psutil.Process().children(recursive=True)
-        if any("nexo_lsp.engines.llama.worker" in word for word in process.cmdline())
+        if any("nexo_lsp.engines.llama.hub_process" in word for word in process.cmdline())
     )
     worker.kill()
-    with pytest.raises(JsonRpcException, match="ended unexpectedly"):
-        await review
+    # Nothing of the review had been shown: the next engine makes it, and nobody is told.
+    await review
     await editor.until(lambda: ends(editor) == ["failed"], "the end of the job")
     (message,) = editor.messages()
     assert "ended unexpectedly" in message
