@@ -21,6 +21,7 @@ from nexo_lsp.errors import ModelCorrupt, ModelError, ModelMissing, StorageError
 from nexo_lsp.folders import Folders
 from nexo_lsp.models.catalog import size_text
 from nexo_lsp.models.store import ModelStore
+from nexo_lsp.runtime.providers.native import tuning_of
 from nexo_lsp.settings import Resolved, Settings
 from nexo_lsp.storage import FILE_NAME, Database
 from nexo_lsp.syntax.languages import LANGUAGES, grammar_of
@@ -180,6 +181,18 @@ def _model_file(store: ModelStore, path: Path) -> Iterator[Check]:
         yield Check("model", "memory", "warning", text, "end other programs, or choose a smaller model")
 
 
+def _fitted(settings_: Settings, path: Path | None, state: Path) -> Iterator[Check]:
+    """What the machine allows, and what was measured on it."""
+    if path is None:
+        yield from bounds(settings_.engine, None)
+        return
+    tuning = tuning_of(settings_.engine, path, state)
+    yield from bounds(settings_.engine.model_copy(update={"threads": tuning.threads}), path)
+    mend = "" if tuning.threads else "nexo-lsp doctor --tune measures which number is best"
+    yield Check("bounds", "threads", "ok", tuning.threads_reason, mend)
+    yield Check("bounds", "drafting", "ok", tuning.draft_reason)
+
+
 def grammars() -> Iterator[Check]:
     """Whether each language's grammar can be loaded."""
     for language in LANGUAGES:
@@ -245,6 +258,6 @@ def everything(
         store = ModelStore(folders.models, environ)
         yield from model(store, resolved.settings)
         if chosen == "native":
-            yield from bounds(resolved.settings.engine, _located(store, resolved.settings.model))
+            yield from _fitted(resolved.settings, _located(store, resolved.settings.model), folders.state)
     yield from grammars()
     yield from places(folders)

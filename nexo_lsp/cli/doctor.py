@@ -29,12 +29,25 @@ _MARKS: dict[State, tuple[str, str]] = {
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Measure the model on this machine, and remember what suits it: takes half a minute.",
+        ),
+    ] = False,
 ) -> None:
     """Show what machine, engine, model, Python and grammars there are, and what is wrong.
 
-    Exit codes: 0 nothing is wrong, 1 something is.
+    Exit codes: 0 nothing is wrong, 1 something is (of --tune: the machine is too busy to be measured).
     """
     with reported():
+        if tune:
+            from nexo_lsp.cli.tune import run
+
+            if not run(os.environ, as_json=as_json):
+                raise typer.Exit(ExitCode.FOUND)
+            return
         checks = asyncio.run(_examine())
         if as_json:
             typer.echo(

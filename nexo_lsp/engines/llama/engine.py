@@ -73,6 +73,8 @@ class LlamaOptions:
     """How the cache is kept; empty lets the worker choose."""
     prefix_folder: Path | None = None
     """Where evaluated static prompts are kept between two runs; None keeps none."""
+    draft_path: Path | None = None
+    """A smaller model of the same vocabulary that guesses what comes next."""
     idle_unload_s: float = 600.0
     """After so long without a request the worker is ended; 0 keeps it."""
     hang_s: float = 30.0
@@ -90,14 +92,19 @@ class LlamaEngine:
         options: LlamaOptions | None = None,
         *,
         spawn: Spawn = spawn_private,
+        tune: Callable[[Path, LlamaOptions], LlamaOptions] | None = None,
         installed: Callable[[], bool] = is_installed,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`model` gives the file at the first need; its errors reach the requests that wait for it."""
+        """`model` gives the file at the first need; its errors reach the requests that wait for it.
+
+        `tune` fits the options to that file; it may read a small file, and runs in a thread.
+        """
         self.options = options or LlamaOptions()
         self.on_status: Callable[[EngineStatus], None] = lambda _status: None
         self._model = model
         self._spawn = spawn
+        self._tune = tune
         self._installed = installed
         self._clock = clock
         self._ids = itertools.count(1)
@@ -266,6 +273,8 @@ class LlamaEngine:
         path = await self._model()
         self._model_path = path
         options = self.options
+        if self._tune is not None:
+            options = await asyncio.to_thread(self._tune, path, options)
         wish = _wish(path, options)
         self._hosted = hosted = await self._spawn(wish)
         connection = Connection(
@@ -393,8 +402,13 @@ def _wish(path: Path, options: LlamaOptions) -> Load:
         options.gpu_layers,
         kv_type=options.kv_type,
         memory_limit_mb=options.memory_limit_mb,
-        prefix_folder=str(options.prefix_folder.absolute()) if options.prefix_folder is not None else "",
+        prefix_folder=_text(options.prefix_folder),
+        draft_path=_text(options.draft_path),
     )
+
+
+def _text(path: Path | None) -> str:
+    return str(path.absolute()) if path is not None else ""
 
 
 def _details(connection: Connection, hosted: Hosted | None) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nexo_lsp.engines.engine import Engine
 from nexo_lsp.engines.llama.engine import INSTALL_HINT, LlamaEngine, LlamaOptions, is_installed
@@ -14,8 +16,17 @@ from nexo_lsp.engines.llama.messages import Load
 from nexo_lsp.engines.llama.process import Hosted, Spawn, spawn_private
 from nexo_lsp.folders import Folders, folders
 from nexo_lsp.generation import EngineStatus
+from nexo_lsp.models.catalog import CATALOG
 from nexo_lsp.runtime.providers.provider import Availability
 from nexo_lsp.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from nexo_lsp.engines.llama.tuning_file import Tuned
+
+_log = logging.getLogger(__name__)
+
+_SMALLER = 0.6
+"""A model that guesses has to be this much smaller at least to be worth a measurement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +59,66 @@ class NativeProvider:
             idle_unload_s=self.settings.idle_unload_minutes * 60,
         )
         spawn = _shared(self.home()) if self.settings.shared else spawn_private
-        engine = LlamaEngine(self.model, options, spawn=spawn)
+        engine = LlamaEngine(self.model, options, spawn=spawn, tune=self._tuned)
         engine.on_status = on_status
         return engine
+
+    def _tuned(self, path: Path, options: LlamaOptions) -> LlamaOptions:
+        tuning = tuning_of(self.settings, path, self.home().state)
+        _log.info("threads: %s; drafting: %s", tuning.threads_reason, tuning.draft_reason)
+        return replace(options, threads=tuning.threads, draft_path=tuning.draft)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What a worker is started with because of what was measured, with reasons."""
+
+    threads: int
+    """0: the worker chooses."""
+    threads_reason: str
+    draft: Path | None
+    """The second model, if it pays."""
+    draft_reason: str
+
+
+def tuning_of(settings: EngineSettings, model: Path, state: Path) -> Tuning:
+    """What follows for `model` from `nexo-lsp doctor --tune`, whose figures lie in the folder `state`."""
+    # Reads one small file; the checker of its form is built only where there is one.
+    from nexo_lsp.engines.llama.tuning_file import TuningFile
+
+    known = TuningFile(state).find(model)
+    if settings.threads:
+        threads, reason = settings.threads, f"{settings.threads}, set by nexo.engine.threads"
+    elif known is not None:
+        threads, reason = known.threads, f"{known.threads}, measured by doctor --tune on {known.on}"
+    else:
+        threads, reason = 0, "chosen from the machine"
+    return Tuning(threads, reason, *_draft(model, known))
+
+
+def _draft(model: Path, known: Tuned | None) -> tuple[Path | None, str]:
+    draft = draft_for(model)
+    if draft is None:
+        return None, "off, no smaller model of the same vocabulary is here"
+    if known is None or (expected := known.drafting(draft)) is None:
+        return None, f"off, not measured; `nexo-lsp doctor --tune` tells whether {draft.stem} pays"
+    gain = f"{draft.stem} would make answers {expected.gain:.2f} times as fast"
+    when = f"measured by doctor --tune on {known.on}"
+    if expected.guesses == 0:
+        return None, f"off, {draft.stem} makes no answer faster; {when}"
+    if not expected.pays:
+        return None, f"off, {gain}, which is not worth its memory; {when}"
+    return draft, f"on, {gain}; {when}"
+
+
+def draft_for(model: Path) -> Path | None:
+    """The smaller model beside `model` that may guess for it, if there is one."""
+    own = next((entry for entry in CATALOG if entry.file == model.name), None)
+    if own is None:
+        return None
+    kin = [entry for entry in CATALOG if entry.family == own.family and entry.size <= own.size * _SMALLER]
+    found = [path for entry in kin if (path := model.with_name(entry.file)).is_file()]
+    return min(found, key=lambda path: path.stat().st_size, default=None)
 
 
 def _shared(where: Folders) -> Spawn:
