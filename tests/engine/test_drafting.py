@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nexo_lsp.engines.llama.drafting import DraftLength, Lookup
+from nexo_lsp.engines.llama.drafting import DraftLength, Lookup, Source
 
 KNOWN = list(range(100, 140))
 
@@ -47,25 +47,47 @@ def test_behind_the_end_there_is_nothing_to_guess() -> None:
     assert not Lookup([]).guess(4)
 
 
+def test_without_a_prediction_the_prompt_is_searched_for_the_last_tokens() -> None:
+    prompt = [1, 2, 3, 4, 5, 6, 9, 9, 2, 3, 4]
+    lookup = Lookup((), prompt)
+    assert list(lookup.guess(3)) == [5, 6, 9]
+    assert lookup.source is Source.PROMPT
+    lookup.take(7)
+    assert not lookup.guess(3)
+    for token in [1, 2, 3]:
+        lookup.take(token)
+    assert list(lookup.guess(2)) == [4, 5]
+
+
+def test_a_prediction_counts_more_than_the_prompt() -> None:
+    lookup = Lookup([7, 1, 2, 3, 8], [1, 2, 3, 4, 5])
+    for token in [0, 1, 2, 3]:
+        lookup.take(token)
+    assert list(lookup.guess(1)) == [8]
+
+
 def measured(extra: float, rate: bool, times: int = 200) -> DraftLength:
     lengths = DraftLength()
     for _ in range(times):
         lengths.single(0.02)
         lengths.drafted(8, 0.02 + 8 * extra)
         for run in (0, 5, 10, 20):
-            lengths.judged(run, rate)
+            lengths.judged(Source.PREDICTION, run, rate)
     return lengths
 
 
 def test_more_is_guessed_the_cheaper_and_the_surer_it_is() -> None:
-    assert measured(0.0001, rate=True).best(20, 40) == 40
-    cheap, dear = measured(0.004, rate=True).best(20, 40), measured(0.03, rate=True).best(20, 40)
+    assert measured(0.0001, rate=True).best(Source.PREDICTION, 20, 40) == 40
+    cheap, dear = (
+        measured(0.004, rate=True).best(Source.PREDICTION, 20, 40),
+        measured(0.03, rate=True).best(Source.PREDICTION, 20, 40),
+    )
     assert cheap > dear == 0, "a guess that costs more than a step is never worth it"
-    assert measured(0.004, rate=False).best(20, 40) == 0
+    assert measured(0.004, rate=False).best(Source.PREDICTION, 20, 40) == 0
 
 
 def test_guesses_that_are_not_made_are_judged_too_so_that_it_comes_back() -> None:
     lengths = measured(0.004, rate=False)
     for _ in range(60):
-        lengths.judged(20, True)
-    assert lengths.best(20, 40) > 0
+        lengths.judged(Source.PREDICTION, 20, True)
+    assert lengths.best(Source.PREDICTION, 20, 40) > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nexo_lsp.engines.llama.drafting import Lookup
 from nexo_lsp.engines.llama.healing import Healing, HealingState
 from nexo_lsp.engines.llama.jobs import Job
@@ -10,7 +12,7 @@ from nexo_lsp.engines.llama.native import Model
 from nexo_lsp.engines.llama.prompts import PromptError, Prompts
 from nexo_lsp.engines.llama.sampling import GrammarError, Sampler
 from nexo_lsp.engines.llama.text_stream import TextStream
-from nexo_lsp.generation import Request
+from nexo_lsp.generation import InfillPrompt, Request
 
 
 class Refused(Exception):
@@ -62,16 +64,26 @@ class Intake:
             static_tokens=static,
             end_tokens=ends,
             sampler=sampler,
-            lookup=self._lookup(request),
+            lookup=self._lookup(request, tokens, rest),
             text=TextStream(request.stop),
             arrived=now,
             order=self._arrivals,
         )
 
-    def _lookup(self, request: Request) -> Lookup | None:
-        if not request.prediction or not self._model.can_forget:
+    def _lookup(self, request: Request, tokens: Sequence[int], rest: bytes) -> Lookup | None:
+        """What may be guessed: the prediction, and for completions what the code around repeats.
+
+        An answer that has to repeat the prompt's last bytes begins with them, and so does its prediction.
+        """
+        if not self._model.can_forget:
             return None
-        return Lookup(self._model.tokenize(request.prediction, special=False))
+        known = ""
+        if request.prediction:
+            known = rest.decode("utf-8", "ignore") + request.prediction
+        prompt = tokens if isinstance(request.prompt, InfillPrompt) else ()
+        if not known and not prompt:
+            return None
+        return Lookup(self._model.tokenize(known, special=False) if known else (), prompt)
 
     def _too_long(self, tokens: int, request: Request) -> str:
         return (

@@ -26,6 +26,8 @@ _ABORTED = 2
 _BATCH_TOKENS = 512
 # Logits that one step may ask for: a row takes 0.6 MB with a vocabulary of 152,000.
 _OUTPUTS = 48
+_PIECES = 8192
+"""Tokens whose text is remembered."""
 _FLASH_ATTENTION = 1
 """Cells of other sequences are skipped instead of computed and masked away: see `Context`."""
 
@@ -179,6 +181,9 @@ class Model:
         """The bytes that a token stands for; empty for special tokens."""
         known = self._pieces.get(token)
         if known is None:
+            if len(self._pieces) >= _PIECES:
+                # Somebody looks at the whole vocabulary: all of it would take 30 MB.
+                self._pieces.clear()
             known = self._pieces[token] = self._piece(token)
         return known
 

@@ -54,8 +54,12 @@ class Sampler:
                 self._c.llama_sampler_free(sampler)
         self._chain = self._grammar = None
 
-    def sample(self, context: Context, row: int) -> int:
-        """The token after `row` of the last evaluation; rows are asked for in the answer's order."""
+    def sample(self, context: Context, row: int) -> tuple[int, bytes]:
+        """The token after `row` of the last evaluation, and what it adds to the answer.
+
+        Rows are asked for in the answer's order, each once. A token adds nothing while it only writes the end
+        of the prompt again.
+        """
         logits = context.logits(row)
         if self._bias is not None:
             ids, values = self._bias
@@ -64,23 +68,12 @@ class Sampler:
         if self._healing:
             # What is written again is written greedily: it is not the answer yet.
             allowed = self._healing.allowed()
-            return int(allowed[np.argmax(logits[allowed])])
-        token = self._choose(logits)
+            token = int(allowed[np.argmax(logits[allowed])])
+        else:
+            token = self._choose(logits)
         if self._grammar is not None:
             self._c.llama_sampler_accept(self._grammar, token)
-        return token
-
-    @property
-    def heals(self) -> bool:
-        """Whether the next token has to repeat the end of the prompt."""
-        return bool(self._healing)
-
-    def text(self, token: int) -> bytes:
-        """What `token` adds to the answer; nothing while the end of the prompt is written again.
-
-        To be called once for each token that is taken, before the next one is sampled.
-        """
-        return self._healing.advance(self._model.piece(token))
+        return token, self._healing.advance(self._model.piece(token))
 
     def _choose(self, logits: npt.NDArray[np.float32]) -> int:
         if self._chain is None:

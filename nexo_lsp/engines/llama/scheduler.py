@@ -255,10 +255,10 @@ class Scheduler:
         return True
 
     def _guesses(self, job: Job, most: int) -> Sequence[int]:
-        if job.lookup is None or job.sampler.heals:
+        if job.lookup is None:
             return ()
         most = min(most, job.request.max_tokens - job.made - 1, self._context.tokens - len(job.tokens))
-        return job.lookup.guess(self._lengths.best(job.lookup.run, max(0, most)))
+        return job.lookup.guess(self._lengths.best(job.lookup.source, job.lookup.run, max(0, most)))
 
     def _chunk_size(self, *, watched: bool) -> int:
         speed = self.gauges.prompt_speed.value
@@ -313,21 +313,22 @@ class Scheduler:
             if tokens:
                 self._write(part.job, tokens)
 
-    def _verify(self, part: Part) -> list[int]:
+    def _verify(self, part: Part) -> list[tuple[int, bytes]]:
         """The tokens that the model goes on with; guesses that it does not share are forgotten."""
         job = part.job
         job.evaluated += len(part.tokens)
         if not part.at_end:
             return []
         row = part.row + len(part.tokens) - 1
-        taken: list[int] = []
+        taken: list[tuple[int, bytes]] = []
         for index in range(len(part.guesses) + 1):
-            token = job.sampler.sample(self._context, row + index)
-            taken.append(token)
-            run = job.lookup.run if job.lookup is not None else 0
-            right = job.lookup.take(token) if job.lookup is not None else None
-            if right is not None:
-                self._lengths.judged(run, right)
+            token, text = job.sampler.sample(self._context, row + index)
+            taken.append((token, text))
+            if job.lookup is not None:
+                source, run = job.lookup.source, job.lookup.run
+                right = job.lookup.take(token)
+                if right is not None:
+                    self._lengths.judged(source, run, right)
             if self._ends(job, token) or index == len(part.guesses) or token != part.guesses[index]:
                 break
         kept = len(taken) - 1
@@ -368,15 +369,15 @@ class Scheduler:
                 # The first measured token: whoever watches sees that the answer is being written.
                 self._report()
 
-    def _write(self, job: Job, tokens: Sequence[int]) -> None:
+    def _write(self, job: Job, tokens: Sequence[tuple[int, bytes]]) -> None:
         text, reason = "", None
-        for token in tokens:
+        for token, added in tokens:
             if self._ends(job, token):
                 reason = FinishReason.STOP
                 break
             job.made += 1
             job.tokens.append(token)
-            new = job.text.feed(job.sampler.text(token))
+            new = job.text.feed(added)
             text += new
             if job.text.stopped or job.completes(new):
                 reason = FinishReason.STOP
