@@ -32,8 +32,6 @@ class Source(IntEnum):
     PROMPT = 1
     """What the prompt goes on with where it holds the last tokens already: code repeats itself."""
     MODEL = 2
-    """What a smaller model would write."""
-    MODEL = 2
     """What a second, smaller model would write."""
 
 
