@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from benchmarks.engine.llama_python import LlamaPython
 from benchmarks.engine.llama_server import LlamaServer
 from nexo_lsp.engines.llama.engine import LlamaEngine, LlamaOptions
-from nexo_lsp.generation import ChatPrompt, Message, Request, Role
+from nexo_lsp.generation import ChatPrompt, InfillPrompt, Message, Request, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,10 @@ class Sample:
     first_s: float = 0.0
     """Seconds to the first token."""
     note: dict[str, float] = field(default_factory=dict[str, float])
+
+
+_TYPED_AT_MOST = 8
+"""A suggestion made so many characters ago may still be what comes next."""
 
 
 class Missing(Exception):
@@ -78,6 +82,7 @@ class Ours:
         self.name = name
         self._setting = setting
         self._engine: LlamaEngine | None = None
+        self._shown: tuple[InfillPrompt, str] | None = None
 
     async def start(self) -> None:
         async def model() -> Path:
@@ -100,9 +105,28 @@ class Ours:
         return self._engine
 
     async def stream(self, request: Request) -> AsyncGenerator[int, None]:
+        text = ""
+        request = self._with_prediction(request)
         async with contextlib.aclosing(self.engine.stream(request)) as pieces:
             async for piece in pieces:
+                text += piece.text
+                if isinstance(request.prompt, InfillPrompt):
+                    self._shown = request.prompt, text
                 yield piece.usage.completion_tokens if piece.usage is not None else piece.tokens
+
+    def _with_prediction(self, request: Request) -> Request:
+        """A completion comes with the suggestion before it, as `CompletionService` does it.
+
+        (The service would not even ask while somebody types along a suggestion; here every keystroke asks.)
+        """
+        prompt = request.prompt
+        if self._shown is None or not isinstance(prompt, InfillPrompt):
+            return request
+        before, text = self._shown
+        typed = prompt.prefix.removeprefix(before.prefix)
+        if prompt.suffix != before.suffix or len(typed) > _TYPED_AT_MOST:
+            return request
+        return replace(request, prediction=text.removeprefix(typed))
 
     async def ready(self) -> None:
         await self.engine.count_tokens("ready?")

@@ -69,8 +69,9 @@ def test_a_prediction_counts_more_than_the_prompt() -> None:
 def measured(extra: float, rate: bool, times: int = 200) -> DraftLength:
     lengths = DraftLength()
     for _ in range(times):
-        lengths.single(0.02)
-        lengths.drafted(8, 0.02 + 8 * extra)
+        lengths.costs.single(0.02)
+        for size in (2, 4, 8, 16, 32, 48):
+            lengths.costs.several(size, 0.02 + (size - 1) * extra)
         for run in (0, 5, 10, 20):
             lengths.judged(Source.PREDICTION, run, rate)
     return lengths

@@ -32,8 +32,17 @@ def token_of(text: str) -> int:
     return 256 + SPECIAL.index(text)
 
 
-def write_tiny_model(path: Path, template: str | None = CHATML, context: int = 8192) -> Path:
-    """Write the model to `path`. The weights come from a fixed seed."""
+_SEED = 20240229
+
+
+def write_tiny_model(
+    path: Path,
+    template: str | None = CHATML,
+    context: int = 8192,
+    seed: int = _SEED,
+    more: tuple[str, ...] = (),
+) -> Path:
+    """Write the model to `path`. The weights come from `seed`; `more` are further special tokens."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(context)
@@ -44,8 +53,8 @@ def write_tiny_model(path: Path, template: str | None = CHATML, context: int = 8
     writer.add_head_count_kv(_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(_WIDTH // _HEADS)
-    _add_vocabulary(writer, template)
-    _add_weights(writer)
+    _add_vocabulary(writer, template, more)
+    _add_weights(writer, seed, len(more))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -53,9 +62,9 @@ def write_tiny_model(path: Path, template: str | None = CHATML, context: int = 8
     return path
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, template: str | None) -> None:
-    tokens = [_byte_text(value) for value in range(256)] + list(SPECIAL)
-    types = [gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] * len(SPECIAL)
+def _add_vocabulary(writer: gguf.GGUFWriter, template: str | None, more: tuple[str, ...]) -> None:
+    tokens = [_byte_text(value) for value in range(256)] + [*SPECIAL, *more]
+    types = [gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] * (len(tokens) - 256)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
@@ -78,13 +87,13 @@ def _byte_text(value: int) -> str:
     return chr(256 + hidden.index(value))
 
 
-def _add_weights(writer: gguf.GGUFWriter) -> None:
-    random = np.random.default_rng(20240229)
+def _add_weights(writer: gguf.GGUFWriter, seed: int, more: int) -> None:
+    random = np.random.default_rng(seed)
 
     def matrix(rows: int, columns: int) -> np.ndarray:
         return (random.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
 
-    vocabulary = 256 + len(SPECIAL)
+    vocabulary = 256 + len(SPECIAL) + more
     ones = np.ones(_WIDTH, dtype=np.float32)
     writer.add_tensor("token_embd.weight", matrix(vocabulary, _WIDTH) * 4)
     writer.add_tensor("output_norm.weight", ones)

@@ -12,16 +12,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from enum import IntEnum
 
+from nexo_lsp.engines.llama.step_costs import StepCosts
+
 _GRAM = 3
 """So many tokens in a row must agree before a place of the known text is taken up again."""
 _AVERAGE = 0.1
 _HOPE = 0.1
-_FIRST_RATES = ((0.5, 0.7, 0.85, 0.95), (0.4, 0.6, 0.8, 0.9), (0.6, 0.7, 0.8, 0.85))
+_FIRST_RATES = ((0.6, 0.9, 0.93, 0.96), (0.4, 0.6, 0.8, 0.9), (0.6, 0.7, 0.8, 0.85))
 """What share of guesses is right at first, by source and by how many were right in a row; then measured."""
-_RUNS = (0, 3, 8, 16)
-_HEAD = 1.4
-"""A guess costs about so many tokens of a prompt: the head alone is 28 % of the 0.5B model's weights."""
-_FIRST_STEP_S, _FIRST_EXTRA_S = 0.025, 0.01
+_RUNS = (0, 1, 3, 8)
 
 
 class Source(IntEnum):
@@ -96,48 +95,43 @@ class DraftLength:
 
     def __init__(self) -> None:
         self._rates = [list(rates) for rates in _FIRST_RATES]
-        self._step_s = _FIRST_STEP_S
-        self._extra_s = _FIRST_EXTRA_S
-        self._guess_s = 0.0
+        self.costs = StepCosts()
+        self.guess_s = 0.0
         """What a guess of the draft model costs, before it is verified."""
 
     def best(self, source: Source, run: int, most: int) -> int:
         """The number of guesses, up to `most`, with the least time for each token that is expected from it.
 
         With a share p of right guesses, k of them give 1 + p + … + p^k tokens on average, because the first
-        wrong one ends them, for the time of a step and of k further tokens.
+        wrong one ends them, for the time of one step.
         """
-        extra = self._extra_s + (self._guess_s if source is Source.MODEL else 0.0)
-        best, least = 0, self._step_s
+        return self._best(source, run, most)[0]
+
+    def saved_s(self, source: Source, run: int, most: int) -> float:
+        """How much time guesses are expected to save for each token of the answer."""
+        return self.costs.step_s - self._best(source, run, most)[1]
+
+    def _best(self, source: Source, run: int, most: int) -> tuple[int, float]:
+        """The best number of guesses, and the time for each token with them."""
+        guess_s = self.guess_s if source is Source.MODEL else 0.0
+        best, least = 0, self.costs.step_s
         expected, chance = 1.0, 1.0
         for count in range(1, most + 1):
             chance *= self._rates[source][_bucket(run + count - 1)]
             expected += chance
-            cost = (self._step_s + count * extra) / expected
+            cost = (self.costs.seconds(1 + count) + count * guess_s) / expected
             if cost < least:
                 best, least = count, cost
-        return best
+        return best, least
 
     def judged(self, source: Source, run: int, right: bool) -> None:
         """A guess after `run` right ones in a row was right or wrong; told whether it was verified or not."""
         rates, index = self._rates[source], _bucket(run)
         rates[index] += _AVERAGE * (right - rates[index])
 
-    def single(self, seconds: float) -> None:
-        """A step without guesses took this long."""
-        self._step_s += _AVERAGE * (seconds - self._step_s)
-
-    def drafted(self, count: int, seconds: float) -> None:
-        """A step with `count` guesses took this long."""
-        self._extra_s += _AVERAGE * (max(0.0, seconds - self._step_s) / count - self._extra_s)
-
-    def prompt(self, tokens: int, seconds: float) -> None:
-        """So many tokens of a prompt took this long: what a guess costs, before one was made."""
-        self._extra_s += _AVERAGE * (_HEAD * seconds / tokens - self._extra_s)
-
     def guessed(self, count: int, seconds: float) -> None:
         """The draft model took this long for so many guesses."""
-        self._guess_s += _AVERAGE * (seconds / count - self._guess_s)
+        self.guess_s += _AVERAGE * (seconds / count - self.guess_s)
 
     def hope(self, source: Source) -> None:
         """Go some way back to what was expected at first: who no longer guesses is no longer judged."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from nexo_lsp.engines.llama.drafting import Lookup
+from nexo_lsp.engines.llama.drafting import Lookup, Source
 from nexo_lsp.engines.llama.native import Slice
 from nexo_lsp.engines.llama.sampling import Sampler
 from nexo_lsp.engines.llama.text_stream import TextStream
@@ -67,8 +67,8 @@ class Job:
 
     @property
     def room(self) -> int:
-        """Cells that it may come to need."""
-        return self.prompt_tokens + self.request.max_tokens
+        """Cells that it may come to need, with some for tokens that only write the prompt's end again."""
+        return self.prompt_tokens + self.request.max_tokens + 4
 
     def expired(self, now: float) -> bool:
         """Whether its deadline has passed."""
@@ -109,6 +109,8 @@ class Part:
     guesses: Sequence[int]
     row: int
     at_end: bool
+    source: Source = Source.PREDICTION
+    """Where the guesses come from."""
 
     def slice(self) -> Slice:
         """What llama.cpp is asked for."""

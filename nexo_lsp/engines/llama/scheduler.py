@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from nexo_lsp.engines.llama.drafting import DraftLength
+from nexo_lsp.engines.llama.draft_model import DraftModel
+from nexo_lsp.engines.llama.drafting import DraftLength, Source
 from nexo_lsp.engines.llama.gauges import Gauges
 from nexo_lsp.engines.llama.intake import Intake, Refused
 from nexo_lsp.engines.llama.jobs import Job, Part
@@ -56,6 +57,7 @@ class Scheduler:
         cache: PrefixCache | None = None,
         unread: Callable[[], bool] = lambda: False,
         waiting: Waiting | None = None,
+        draft: DraftModel | None = None,
     ) -> None:
         """`unread` says whether a message has come that nobody has read yet."""
         self._model = model
@@ -70,6 +72,9 @@ class Scheduler:
         self.gauges = Gauges()
         self._tuner = ThreadTuner(context.threads)
         self._lengths = DraftLength()
+        self._draft = draft
+        if draft is not None:
+            draft.guess_for(self._lengths)
         self._served: dict[int, float] = {}
         self._turns: dict[int, int] = {}
         self._chunk_most = context.batch_tokens
@@ -194,8 +199,10 @@ class Scheduler:
         row = 0
         spare = self._context.outputs - len(writing) - 1
         for job in writing:
-            guesses = self._guesses(job, max(0, spare // len(writing)))
-            parts.append(Part(job, job.tokens[job.evaluated :], guesses, row, at_end=True))
+            guesses, source = self._guesses(job, max(0, spare // len(writing))), Source.PREDICTION
+            if not guesses and len(writing) == 1 and reading is None:
+                guesses, source = self._drafted(job, spare), Source.MODEL
+            parts.append(Part(job, job.tokens[job.evaluated :], guesses, row, at_end=True, source=source))
             row += 1 + len(guesses)
         if reading is not None:
             size = min(self._chunk_size(watched=bool(writing)), self._context.batch_tokens - row)
@@ -259,6 +266,14 @@ class Scheduler:
             return ()
         most = min(most, job.request.max_tokens - job.made - 1, self._context.tokens - len(job.tokens))
         return job.lookup.guess(self._lengths.best(job.lookup.source, job.lookup.run, max(0, most)))
+
+    def _drafted(self, job: Job, most: int) -> Sequence[int]:
+        """What the draft model guesses; for several answers at once a step is well used without it."""
+        if self._draft is None:
+            return ()
+        left = job.request.max_tokens - job.made
+        most = min(most, left - 1, self._context.tokens - len(job.tokens))
+        return self._draft.guess(job.id, job.tokens, most, left, self._tuner.threads)
 
     def _chunk_size(self, *, watched: bool) -> int:
         speed = self.gauges.prompt_speed.value
@@ -331,6 +346,8 @@ class Scheduler:
                     self._lengths.judged(source, run, right)
             if self._ends(job, token) or index == len(part.guesses) or token != part.guesses[index]:
                 break
+        if self._draft is not None and part.source is Source.MODEL:
+            self._draft.judge(job.id, part.guesses, [token for token, _ in taken])
         kept = len(taken) - 1
         job.evaluated += kept
         self.gauges.drafted += len(part.guesses)
@@ -347,23 +364,23 @@ class Scheduler:
         first = parts[0]
         guesses = sum(len(part.guesses) for part in parts)
         read = sum(len(part.tokens) for part in parts if len(part.tokens) > 1)
+        all_s = seconds + (self._draft.spent_s() if self._draft is not None else 0.0)
         for part in parts:
             if part.job.made == 0:
-                part.job.prompt_s += seconds
+                part.job.prompt_s += all_s
             else:
-                part.job.decode_s += seconds
+                part.job.decode_s += all_s
         if read and len(parts) == 1 and not guesses:
             # The short rest of a prompt says little about the speed of full chunks.
             if read >= _CHUNK_MIN or self.gauges.prompt_speed.value is None:
                 self.gauges.prompt_speed.add(read / max(seconds, 1e-6))
-                self._lengths.prompt(read, seconds)
         elif not read:
             self.gauges.fill.add(len(parts))
-            self.gauges.decode_speed.add(sum(made) / max(seconds, 1e-6))
+            self.gauges.decode_speed.add(sum(made) / max(all_s, 1e-6))
             if len(parts) == 1 and guesses:
-                self._lengths.drafted(guesses, seconds)
+                self._lengths.costs.several(1 + guesses, seconds)
             elif len(parts) == 1:
-                self._lengths.single(seconds)
+                self._lengths.costs.single(seconds)
                 self._tuner.observe(seconds)
             if first.job.made == 1:
                 # The first measured token: whoever watches sees that the answer is being written.
@@ -375,7 +392,8 @@ class Scheduler:
             if self._ends(job, token):
                 reason = FinishReason.STOP
                 break
-            job.made += 1
+            # What only writes the prompt's end again is no part of the answer.
+            job.made += bool(added) or not self._model.piece(token)
             job.tokens.append(token)
             new = job.text.feed(added)
             text += new
@@ -406,6 +424,8 @@ class Scheduler:
     def _leave(self, job: Job) -> None:
         del self._jobs[job.id]
         job.sampler.close()
+        if self._draft is not None:
+            self._draft.forget(job.id)
         if job.sequence is not None:
             known = min(job.evaluated, len(job.tokens))
             self._context.truncate(job.sequence, known)

@@ -14,8 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from nexo_lsp.engines.llama.draft_model import Draft, load_draft
 from nexo_lsp.engines.llama.hosting import claim_stdout, ignore_interrupts
 from nexo_lsp.engines.llama.loading import LoadedModel, LoadError, load
 from nexo_lsp.engines.llama.messages import (
@@ -71,6 +73,7 @@ class Worker:
         self._loaded: LoadedModel | None = None
         self._scheduler: Scheduler | None = None
         self._waiting: Waiting | None = None
+        self._draft: Draft | None = None
         self._last_beat = clock()
         self._lock = threading.Lock()
         self._noticed = self._read = 0
@@ -155,15 +158,19 @@ class Worker:
         except LoadError as error:
             self._send(LoadFailed(error.failure, str(error)))
         else:
+            info = self._loaded.info
+            self._waiting = Waiting(find_patience(), Crowd(), processors())
+            if wish.draft_path:
+                self._draft = load_draft(self._library, wish, self._loaded, self._has_unread)
+                info = replace(info, notes=(*info.notes, self._draft.note))
             self._schedule(self._loaded, wish)
-            self._send(self._loaded.info)
+            self._send(info)
 
     def _schedule(self, loaded: LoadedModel, wish: Load) -> None:
         context = loaded.context
         store = None
         if wish.prefix_folder:
             store = PrefixStore(Path(wish.prefix_folder), loaded.fingerprint(), _STORE_BYTES)
-        self._waiting = Waiting(find_patience(), Crowd(), processors())
         self._scheduler = Scheduler(
             loaded.model,
             context,
@@ -177,10 +184,14 @@ class Worker:
                 store=store,
                 clock=self._clock,
             ),
-            unread=lambda: self._noticed > self._read,
+            unread=self._has_unread,
             waiting=self._waiting,
+            draft=self._draft.model if self._draft is not None else None,
         )
         self._scheduler.prepare()
+
+    def _has_unread(self) -> bool:
+        return self._noticed > self._read
 
     def _care(self) -> None:
         """Between two steps: sign of life, and memory within its bound."""
@@ -195,9 +206,10 @@ class Worker:
             self._scheduler.close()
         if self._waiting is not None:
             self._waiting.close()
-        if self._loaded is not None:
-            self._loaded.close()
-        self._scheduler = self._loaded = self._waiting = None
+        for model in (self._draft, self._loaded):
+            if model is not None:
+                model.close()
+        self._scheduler = self._loaded = self._waiting = self._draft = None
 
     def _progress(self, progress: float) -> bool:
         self._beat(progress)
