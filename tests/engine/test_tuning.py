@@ -89,8 +89,8 @@ def test_a_second_model_pays_only_where_verifying_and_guessing_are_cheap() -> No
     assert gain is not None
     assert gain.pays
     assert gain.guesses > 1
-    # Three guesses: 1 + 0.6 + 0.36 + 0.216 tokens for a step of four and three guesses.
-    three = (1 + 0.6 + 0.36 + 0.216) * 0.02 / (0.021 + 3 * 0.002)
+    # Three guesses: 1 + 0.7 + 0.49 + 0.343 tokens for a step of four and three guesses.
+    three = (1 + 0.7 + 0.49 + 0.343) * 0.02 / (0.021 + 3 * 0.002)
     assert gain.gain >= three
     rare = drafting(cheap, acceptance=0.05)
     assert rare is not None
