@@ -5,7 +5,8 @@
 Same model file, same texts, same bounds, same number of threads, greedy answers. Without `--model` the small
 default model is taken, and fetched if need be. `--build` fetches and compiles `llama-server`, for measuring
 only; else `NEXO_LLAMA_SERVER` names it, or it is found on the path. A competitor that is not there is
-reported as missing. `--write` keeps table and picture in `benchmarks/results/`.
+reported as missing. `--write` keeps table and picture in `benchmarks/results/`. All of it takes most of an
+hour on two cores: with `--state FILE` it can be run workload by workload.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import httpx
@@ -107,6 +109,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--state", type=Path, help="keep finished workloads here, and do not run them again")
     parser.add_argument("--write", action="store_true", help="keep table and picture in benchmarks/results/")
     return parser.parse_args()
 
@@ -115,10 +118,15 @@ async def measure(wanted: argparse.Namespace, setting: Setting) -> report.Result
     """Run what is wanted."""
     size = Size.quick(wanted.rounds) if wanted.quick else Size(rounds=wanted.rounds)
     results = report.Results(describe(), setting.model.name, setting.threads)
+    if wanted.state is not None and wanted.state.exists():
+        results = report.loaded(wanted.state.read_text("utf-8"))
     only = tuple(filter(None, wanted.only.split(",")))
     for workload in WORKLOADS:
-        if not only or workload.id.startswith(only):
-            await run(workload, setting, size, results)
+        if (only and not workload.id.startswith(only)) or workload.id in results.samples:
+            continue
+        await run(workload, setting, size, results)
+        if wanted.state is not None:
+            wanted.state.write_text(json.dumps(asdict(results)), "utf-8")
     return results
 
 

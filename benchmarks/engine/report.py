@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,16 @@ class Results:
 
     def lacks(self, workload: str, competitor: str, why: str) -> None:
         self.missing.setdefault(workload, {})[competitor] = why
+
+
+def loaded(text: str) -> Results:
+    """Results that were kept as JSON (of `dataclasses.asdict`)."""
+    data = json.loads(text)
+    samples = {
+        workload: {name: [Sample(**sample) for sample in taken] for name, taken in of.items()}
+        for workload, of in data.pop("samples").items()
+    }
+    return Results(**data, samples=samples)
 
 
 @dataclass(frozen=True, slots=True)
