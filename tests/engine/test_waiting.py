@@ -98,5 +98,7 @@ print("fine")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp is Linux's")
 def test_the_real_library_is_found_and_crowded() -> None:
-    run = subprocess.run([sys.executable, "-c", _TEAM], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", _TEAM], capture_output=True, text=True, timeout=60, check=False
+    )
     assert run.stdout == "fine\n", run.stderr
