@@ -3,10 +3,10 @@
     python -m benchmarks.soak [--requests N] [--kills N] [--tiny | --model FILE] [--seed N] [--json]
 
 Completions, chats, reviews with a schema and rewrites with a prediction are put to the engine, several at
-once. One in four is left at a random moment; some times the worker is killed in the middle. Each request has
-to end exactly once: with its answer, with an error, or by being left. Memory of the worker is looked at
-between requests, without the prompts that it has moved out of its context (they are counted and bounded by
-themselves); from the end of a warm-up to the worker's end the rest may grow by 5 %. `--tiny` takes a made-up
+once. One in four is left at a random moment; in the first third the worker is killed some times. Each request
+has to end exactly once: with its answer, with an error, or by being left. Memory of the worker is looked at
+between requests: until half of its life is over it may fill its caches, which are bounded; from then on it
+may grow by 5 %. The last worker has the longest life, and is the one that tells. `--tiny` takes a made-up
 model that is quick and knows nothing. Ends with status 1 if something is not as it should be.
 """
 
@@ -43,8 +43,8 @@ PATIENCE_S = 300.0
 LEFT_SHARE, LEFT_WITHIN_S = 0.25, 1.5
 MOST_TOKENS = 40
 NEW_SHARE = 0.3
-WARM_UP, LEAST_LIFE = 120, 200
-"""Requests of one worker's life: until its memory is settled, and for a growth to mean something."""
+WARM_UP, LEAST_LIFE = 0.5, 400
+"""The share of a worker's life that fills its caches, and the requests that a life needs to tell anything."""
 MOST_GROWTH = 0.05
 FINISHED, LEFT, LOST, TWICE = "finished", "left by us", "lost", "ended twice"
 
@@ -54,9 +54,10 @@ class Life:
     """One worker, from its start to its end: how many requests had ended, and its memory then (MiB)."""
 
     sizes: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
-    """Without the prompts that it had moved out of its context."""
-    most: float = 0.0
-    """All together at the most."""
+
+    @property
+    def most(self) -> float:
+        return max(size for _, size in self.sizes)
 
     @property
     def requests(self) -> int:
@@ -67,7 +68,7 @@ class Life:
         if self.requests < LEAST_LIFE:
             return None
         first, last = self.sizes[0][0], self.sizes[-1][0]
-        settled = [size for at, size in self.sizes if at - first <= WARM_UP]
+        settled = [size for at, size in self.sizes if at - first <= WARM_UP * (last - first)]
         late = [size for at, size in self.sizes if at >= last - (last - first) // 5]
         return statistics.median(late) / max(settled) - 1
 
@@ -161,7 +162,7 @@ async def soak(engine: LlamaEngine, requests: list[Request], kills: int, chance:
     """Put all requests, several at once."""
     record = Soak()
     waiting = iter(requests)
-    kill_at = [len(requests) * (number + 1) // (kills + 1) for number in range(kills)]
+    kill_at = [len(requests) * (number + 1) // (3 * kills) for number in range(kills)]
     began = time.perf_counter()
 
     async def one_after_the_other() -> None:
@@ -199,9 +200,7 @@ def _look(engine: LlamaEngine, record: Soak) -> None:
     status = engine.status()
     if status.memory_bytes is not None and "pid" in status.extra:
         life = record.lives.setdefault(int(status.extra["pid"]), Life())
-        swapped = int(status.extra.get("metrics", {}).get("swapped_bytes", 0))
-        life.sizes.append((record.ended, (status.memory_bytes - swapped) / 2**20))
-        life.most = max(life.most, status.memory_bytes / 2**20)
+        life.sizes.append((record.ended, status.memory_bytes / 2**20))
 
 
 def _kill(engine: LlamaEngine) -> int:

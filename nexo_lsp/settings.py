@@ -41,7 +41,11 @@ class EngineSettings(_Section):
         default=8192, ge=1024, le=32768, description="How many tokens the engine keeps in memory at once."
     )
     threads: int = Field(
-        default=0, ge=0, le=256, description="CPU threads for inference; 0 chooses from the machine."
+        default=0,
+        ge=0,
+        le=256,
+        description="CPU threads for inference; 0 takes what `nexo-lsp doctor --tune` measured, else the "
+        "number of cores.",
     )
     shared: bool = Field(
         default=True,
