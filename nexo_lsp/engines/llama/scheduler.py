@@ -429,9 +429,7 @@ class Scheduler:
         if job.sequence is not None:
             known = min(job.evaluated, len(job.tokens))
             self._context.truncate(job.sequence, known)
-            self._cache.release(
-                job.sequence, job.tokens[:known], job.session, static=min(job.static_tokens, known)
-            )
+            self._cache.release(job.sequence, job.tokens[:known], job.session, static=job.static_tokens)
         self._report()
 
     def _turn(self, job: Job) -> int:
