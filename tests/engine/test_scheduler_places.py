@@ -4,15 +4,55 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from nexo_lsp.engines.llama.loading import LoadedModel
 from nexo_lsp.engines.llama.prefix_cache import PrefixCache
 from nexo_lsp.engines.llama.prefix_store import PrefixStore
-from nexo_lsp.engines.llama.scheduler import Scheduler
-from nexo_lsp.generation import ChatPrompt, Message, Request, Role
+from nexo_lsp.engines.llama.scheduler import STARVING_S, Scheduler
+from nexo_lsp.generation import ChatPrompt, Message, Priority, Request, Role
 
 from .conftest import Bench
+from .requests import background, chat
 
 LONG = "def f(x):\n    return x + 1\n" * 30
+
+
+@pytest.fixture
+def narrow(loaded: LoadedModel) -> Bench:
+    """Two sequences only."""
+    loaded.context.sequences = 2
+    return Bench(loaded)
+
+
+@pytest.mark.parametrize("clients", [(1, 2, 3), (1, 1, 1)])
+def test_equals_wait_for_each_other_where_places_are_few(narrow: Bench, clients: tuple[int, ...]) -> None:
+    for job, client in enumerate(clients, start=1):
+        narrow.scheduler.add(job, chat(f"{job}{LONG}", max_tokens=20), client=client)
+    steps = 0
+    while narrow.scheduler.busy:
+        narrow.scheduler.step()
+        steps += 1
+        assert steps < 200, "they take each other's places, and read their prompts again and again"
+    assert {job: narrow.done(job).tokens for job in (1, 2, 3)} == {1: 20, 2: 20, 3: 20}
+
+
+def test_whoever_starves_takes_one_place(narrow: Bench) -> None:
+    now = {job: chat(f"now {job}", max_tokens=400, priority=Priority.INTERACTIVE) for job in (1, 2)}
+    alone = {job: narrow.alone(job, request) for job, request in now.items()}
+    for job, request in now.items():
+        narrow.scheduler.add(job, request, client=job)
+    while narrow.scheduler.stats().running < 2:
+        narrow.scheduler.step()
+    for job in (3, 4):
+        narrow.scheduler.add(job, background(f"{job}{LONG}", max_tokens=4), client=job)
+    narrow.now += 2 * STARVING_S
+    narrow.scheduler.step()
+    assert narrow.scheduler.stats().running == 2
+    narrow.run()
+    assert {job: narrow.text(job) for job in now} == alone
+    assert narrow.finished(3)
+    assert narrow.finished(4)
 
 
 def test_only_whole_static_prefixes_are_written_to_disk(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -227,13 +227,15 @@ class Scheduler:
             if not waiting or len(seated) >= TOGETHER:
                 return
             job = min(waiting, key=lambda job: (self._turn(job), job.order))
-            if (seated and job.room > room) or not self._acquire(job):
+            # Equals do not take each other's sequences; but one of them always goes on.
+            above = job.request.priority if seated else -1
+            if (seated and job.room > room) or not self._acquire(job, above):
                 return
 
-    def _acquire(self, job: Job) -> bool:
+    def _acquire(self, job: Job, above: int) -> bool:
         lease = self._cache.acquire(job.tokens, job.session, self._running())
         if lease is None:
-            return self._preempt([job]) and self._acquire(job)
+            return self._preempt([job], above) and self._acquire(job, above)
         job.sequence, job.evaluated = lease.sequence, lease.cached
         if job.started is None:
             job.started = self._clock()
@@ -250,14 +252,16 @@ class Scheduler:
             if job.sequence is not None
         ]
 
-    def _preempt(self, but: Sequence[Job]) -> bool:
-        """Take the sequence of the least urgent other job; what it evaluated becomes part of the cache."""
-        others = [job for job in self._jobs.values() if job not in but and job.sequence is not None]
-        if not others:
+    def _preempt(self, but: Sequence[Job], above: int = -1) -> bool:
+        """Take the sequence of the least urgent other job; what it evaluated becomes part of the cache.
+
+        False if there is none whose priority's number is above `above`.
+        """
+        others = (job for job in self._jobs.values() if job not in but and job.request.priority > above)
+        victim = max((job for job in others if job.sequence is not None), key=_order, default=None)
+        if victim is None or victim.sequence is None:
             return False
-        victim = max(others, key=lambda job: job.rank)
-        if victim.sequence is not None:
-            self._cache.release(victim.sequence, victim.tokens[: victim.evaluated], victim.session)
+        self._cache.release(victim.sequence, victim.tokens[: victim.evaluated], victim.session)
         victim.sequence, victim.evaluated = None, 0
         return True
 
