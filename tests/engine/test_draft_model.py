@@ -257,6 +257,31 @@ def test_something_more_urgent_ends_the_guessing(library: Library, tiny_model: P
     second.close()
 
 
+def test_what_it_reads_is_given_up_for_something_more_urgent(
+    bench: DraftBench, make_draft: MakeDraft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads more at a time than somebody who types should wait for."""
+    request = background("x = 1\n" * 40, max_tokens=100)
+    alone = bench.alone(1, request)
+    draft = make_draft()
+    bench.use(draft)
+    evaluate = draft._context.evaluate
+    seen: list[Decoded] = []
+
+    def interrupted(slices: Sequence[Slice]) -> Decoded:
+        assert bench.scheduler.urgent(Start(2, chat("now", priority=Priority.INTERACTIVE)))
+        if len(seen) < 3:
+            bench.scheduler.interrupt()
+        seen.append(evaluate(slices))
+        return seen[-1]
+
+    monkeypatch.setattr(draft._context, "evaluate", interrupted)
+    assert bench.ask(1, request) == alone
+    assert seen[:3] == [Decoded.INTERRUPTED] * 3
+    assert set(seen[3:]) == {Decoded.DONE}
+    assert bench.right[0] > 0
+
+
 def loading(library: Library, first: LoadedModel, path: Path) -> Draft:
     return load_draft(library, Load(str(first.path), 1024, draft_path=str(path)), first, lambda: False)
 

@@ -18,7 +18,7 @@ import numpy as np
 from nexo_lsp.engines.llama.drafting import DraftLength, Source
 from nexo_lsp.engines.llama.loading import LoadedModel, LoadError, Machine, load, resident_bytes
 from nexo_lsp.engines.llama.messages import Load
-from nexo_lsp.engines.llama.native import Context, Decoded, Library, Model, NativeError, Slice
+from nexo_lsp.engines.llama.native import Context, Decoded, Interrupt, Library, Model, NativeError, Slice
 
 CONTEXT_TOKENS = 4096
 """What the second model sees of all jobs together: 48 MB with the 0.5B."""
@@ -78,6 +78,11 @@ class DraftModel:
         self._lengths = DraftLength()
         self._spent = 0.0
         self._broken = False
+
+    @property
+    def interrupt(self) -> Interrupt:
+        """Ends what is being guessed, or read for it, from any thread; it is cleared by whoever sets it."""
+        return self._context.interrupt
 
     def guess_for(self, lengths: DraftLength) -> None:
         """Count with, and teach, what is known of the first model's steps."""

@@ -19,17 +19,16 @@ from nexo_lsp.engines.llama.intake import Intake, Refused
 from nexo_lsp.engines.llama.jobs import Job, Part
 from nexo_lsp.engines.llama.messages import (
     BadMessage,
-    Cancel,
     Delta,
     Done,
     Failed,
     Failure,
     FromWorker,
-    Start,
     Stats,
     ToWorker,
 )
 from nexo_lsp.engines.llama.native import Context, Decoded, Model, NativeError
+from nexo_lsp.engines.llama.overtaking import Overtaking
 from nexo_lsp.engines.llama.prefix_cache import PrefixCache
 from nexo_lsp.engines.llama.threads import ThreadTuner
 from nexo_lsp.engines.llama.waiting import Waiting
@@ -78,7 +77,8 @@ class Scheduler:
         self._served: dict[int, float] = {}
         self._turns: dict[int, int] = {}
         self._chunk_most = context.batch_tokens
-        self._in_step: tuple[int, frozenset[int]] | None = None
+        interrupts = [context.interrupt] if draft is None else [context.interrupt, draft.interrupt]
+        self._overtaking = Overtaking(interrupts, harmless=model.can_forget)
 
     @property
     def busy(self) -> bool:
@@ -87,21 +87,11 @@ class Scheduler:
 
     def urgent(self, message: ToWorker | BadMessage) -> bool:
         """Whether the step under way is worth giving up for `message`; may be asked from any thread."""
-        step = self._in_step
-        if step is None:
-            return False
-        level, ids = step
-        match message:
-            case Start():
-                return message.request.priority < level
-            case Cancel():
-                return message.id in ids
-            case _:
-                return False
+        return self._overtaking.urgent(message)
 
     def interrupt(self) -> None:
         """Give up the step under way; may be called from any thread."""
-        self._context.interrupt.set()
+        self._overtaking.interrupt()
 
     def add(self, job_id: int, request: Request, client: int = 0) -> None:
         """Take a request; one that cannot be served is answered with `Failed` at once."""
@@ -275,6 +265,9 @@ class Scheduler:
         """What the draft model guesses; for several answers at once a step is well used without it."""
         if self._draft is None:
             return ()
+        self._overtaking.begin(job.request.priority, [job.id])
+        if self._unread():
+            return ()
         left = job.request.max_tokens - job.made
         most = min(most, left - 1, self._context.tokens - len(job.tokens))
         return self._draft.guess(job.id, job.tokens, most, left, self._tuner.threads)
@@ -292,15 +285,14 @@ class Scheduler:
         context.decode_with(threads)
         if self._waiting is not None:
             self._waiting.adapt(threads)
-        self._in_step = (level, frozenset(part.job.id for part in parts))
-        context.interrupt.clear()
+        self._overtaking.begin(level, [part.job.id for part in parts])
         if self._unread():
             # It came after the loop had read what there was: it goes first, and may change everything.
-            self._in_step = None
+            self._overtaking.end()
             return
         began = self._clock()
         outcome = context.evaluate([part.slice() for part in parts])
-        self._in_step = None
+        self._overtaking.end()
         if outcome is Decoded.FULL:
             self._make_room([part.job for part in parts])
         elif outcome is Decoded.INTERRUPTED:
