@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from nexo_lsp.engines.llama.healing import HealingState
 from nexo_lsp.engines.llama.loading import LoadedModel
+from nexo_lsp.engines.llama.native import Context, NativeError
 from nexo_lsp.engines.llama.prefix_cache import PrefixCache
 from nexo_lsp.engines.llama.prefix_store import PrefixStore
+from nexo_lsp.engines.llama.sampling import Sampler
 from nexo_lsp.engines.llama.scheduler import STARVING_S, Scheduler
 from nexo_lsp.generation import ChatPrompt, Message, Priority, Request, Role
 
@@ -71,4 +75,42 @@ def test_only_whole_static_prefixes_are_written_to_disk(loaded: LoadedModel, tmp
     bench.scheduler.add(2, request)
     bench.run()
     assert len(store.load()) == 1
+    bench.scheduler.close()
+
+
+def test_an_answer_that_cannot_go_on_takes_no_other_with_it(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(loaded)
+    alone = {job: bench.alone(job, chat(f"number {job}")) for job in (1, 2, 3)}
+    sample = Sampler.sample
+    for job in alone:
+        bench.scheduler.add(job, chat(f"number {job}", seed=job))
+
+    def stuck(self: Sampler, context: Context, row: int) -> tuple[int, bytes]:
+        if self is broken and bench.deltas(2) >= 5:
+            raise NativeError("the grammar allows no token at all")
+        return sample(self, context, row)
+
+    broken = bench.scheduler._jobs[2].sampler
+    monkeypatch.setattr(Sampler, "sample", stuck)
+    bench.run()
+    assert "the grammar allows no token" in bench.failed(2).message
+    assert [bench.text(job) for job in (1, 3)] == [alone[1], alone[3]]
+    assert bench.scheduler.stats().running == 0
+    bench.scheduler.close()
+
+
+def test_what_no_token_goes_on_with_fails_one_request(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(loaded)
+    bench.scheduler.add(1, chat("never"))
+    bench.scheduler.add(2, chat("fine", max_tokens=3))
+    state = bench.scheduler._jobs[1].sampler._healing
+    state.rest = b"zz"
+    monkeypatch.setattr(HealingState, "allowed", lambda _self: np.zeros(0, np.int32))
+    bench.run()
+    assert "goes on with" in bench.failed(1).message
+    assert bench.done(2).tokens == 3
     bench.scheduler.close()

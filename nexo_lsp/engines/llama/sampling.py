@@ -68,6 +68,8 @@ class Sampler:
         if self._healing:
             # What is written again is written greedily: it is not the answer yet.
             allowed = self._healing.allowed()
+            if not len(allowed):
+                raise NativeError("no token of this vocabulary goes on with what the prompt ends with")
             token = int(allowed[np.argmax(logits[allowed])])
         else:
             token = self._choose(logits)

@@ -41,6 +41,7 @@ STARVING_S = 5.0
 _CHUNK_S, _WATCHED_CHUNK_S = 0.35, 0.12
 """How long a prompt's chunk should take: alone, or while somebody watches an answer that is being written."""
 _CHUNK_MIN = 16
+_STUCK = "llama.cpp could not go on with this request: {}."
 
 
 class Scheduler:
@@ -159,7 +160,9 @@ class Scheduler:
         if not self._jobs:
             return
         level = self._level(now)
-        jobs = sorted((job for job in self._jobs.values() if job.request.priority == level), key=_order)
+        jobs = sorted(
+            (job for job in self._jobs.values() if job.request.priority == level), key=lambda job: job.rank
+        )
         parts = self._plan(jobs)
         if not parts:
             return
@@ -167,7 +170,7 @@ class Scheduler:
             self._evaluate(level, parts)
         except NativeError as error:
             for part in parts:
-                self._fail(part.job, f"llama.cpp could not go on with this request: {error}.")
+                self._fail(part.job, _STUCK.format(error))
 
     def _level(self, now: float) -> int:
         """How urgent the jobs are whose turn it is: the most urgent ones, but nobody starves."""
@@ -248,7 +251,9 @@ class Scheduler:
         False if there is none whose priority's number is above `above`.
         """
         others = (job for job in self._jobs.values() if job not in but and job.request.priority > above)
-        victim = max((job for job in others if job.sequence is not None), key=_order, default=None)
+        victim = max(
+            (job for job in others if job.sequence is not None), key=lambda job: job.rank, default=None
+        )
         if victim is None or victim.sequence is None:
             return False
         self._cache.release(victim.sequence, victim.tokens[: victim.evaluated], victim.session)
@@ -315,12 +320,20 @@ class Scheduler:
 
     def _take_step(self, parts: Sequence[Part], began: float) -> None:
         """What was evaluated becomes part of the jobs, and tokens are sampled."""
-        made = [self._verify(part) for part in parts]
+        made: list[tuple[Part, list[tuple[int, bytes]]]] = []
+        for part in parts:
+            try:
+                made.append((part, self._verify(part)))
+            except NativeError as error:
+                # The others' tokens are good.
+                self._fail(part.job, _STUCK.format(error))
+        if not made:
+            return
         seconds = self._clock() - began
-        self._account(parts, [len(tokens) for tokens in made], seconds)
-        for part, tokens in zip(parts, made, strict=True):
+        self._account([part for part, _ in made], [len(tokens) for _, tokens in made], seconds)
+        for part, tokens in made:
             if len(part.tokens) > 1:
-                self._turns[part.job.client] = self._next_turn()
+                self._turns[part.job.client] = max(self._turns.values(), default=0) + 1
             if tokens:
                 self._write(part.job, tokens)
 
@@ -431,12 +444,5 @@ class Scheduler:
     def _turn(self, job: Job) -> int:
         return self._turns.get(job.client, 0)
 
-    def _next_turn(self) -> int:
-        return max(self._turns.values(), default=0) + 1
-
     def _report(self) -> None:
         self._send(self.stats())
-
-
-def _order(job: Job) -> tuple[int, int]:
-    return job.rank
