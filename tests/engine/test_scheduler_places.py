@@ -9,11 +9,12 @@ import pytest
 
 from nexo_lsp.engines.llama.healing import HealingState
 from nexo_lsp.engines.llama.loading import LoadedModel
+from nexo_lsp.engines.llama.messages import Done
 from nexo_lsp.engines.llama.native import Context, NativeError
 from nexo_lsp.engines.llama.prefix_cache import PrefixCache
 from nexo_lsp.engines.llama.prefix_store import PrefixStore
 from nexo_lsp.engines.llama.sampling import Sampler
-from nexo_lsp.engines.llama.scheduler import STARVING_S, Scheduler
+from nexo_lsp.engines.llama.scheduler import STARVING_S, TOGETHER, Scheduler
 from nexo_lsp.generation import ChatPrompt, Message, Priority, Request, Role
 
 from .conftest import Bench
@@ -113,4 +114,19 @@ def test_what_no_token_goes_on_with_fails_one_request(
     bench.run()
     assert "goes on with" in bench.failed(1).message
     assert bench.done(2).tokens == 3
+    bench.scheduler.close()
+
+
+def test_a_client_does_not_wait_for_all_of_anothers_answers(loaded: LoadedModel) -> None:
+    bench = Bench(loaded)
+    for job in range(TOGETHER + 2):
+        bench.scheduler.add(job, chat(f"long {job}", max_tokens=200), client=1)
+    while bench.scheduler.stats().running < TOGETHER:
+        bench.scheduler.step()
+    bench.scheduler.add(99, chat("short", max_tokens=10), client=2)
+    bench.scheduler.step()
+    assert bench.scheduler.stats().running == TOGETHER + 1
+    bench.run()
+    ends = [m.id for m in bench.said if isinstance(m, Done)]
+    assert ends[0] == 99
     bench.scheduler.close()

@@ -217,7 +217,10 @@ class Scheduler:
             reading = {job.client for job in seated if job.reads}
             room = self._context.tokens - sum(job.room for job in seated)
             waiting = [job for job in jobs if job.sequence is None and job.client not in reading]
-            if not waiting or len(seated) >= TOGETHER:
+            if len(seated) >= TOGETHER:
+                # But who has none of them does not wait for all of another's answers.
+                waiting = [job for job in waiting if job.client not in {other.client for other in seated}]
+            if not waiting:
                 return
             job = min(waiting, key=lambda job: (self._turn(job), job.order))
             # Equals do not take each other's sequences; but one of them always goes on.
@@ -246,10 +249,7 @@ class Scheduler:
         ]
 
     def _preempt(self, but: Sequence[Job], above: int = -1) -> bool:
-        """Take the sequence of the least urgent other job; what it evaluated becomes part of the cache.
-
-        False if there is none whose priority's number is above `above`.
-        """
+        """Give the least urgent other job's sequence to the cache; False if no priority's number is above."""
         others = (job for job in self._jobs.values() if job not in but and job.request.priority > above)
         victim = max(
             (job for job in others if job.sequence is not None), key=lambda job: job.rank, default=None
