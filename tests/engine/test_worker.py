@@ -181,6 +181,25 @@ def test_the_process_ends_in_the_middle_of_an_answer_when_its_parent_is_gone(tin
     assert not any(isinstance(message, Done) for message in said)
 
 
+def test_a_worker_that_nobody_hears_any_more_still_lets_go_of_everything(tiny_model: Path) -> None:
+    """Its parent is gone, and so is what it writes to: that must not keep it from ending in order."""
+    inbox: list[ToWorker] = [Load(str(tiny_model), 512, threads=1), Start(1, chat(max_tokens=100))]
+    said: list[FromWorker] = []
+
+    def receive(_wait: bool) -> ToWorker | None:
+        return inbox.pop(0) if inbox else None
+
+    def send(message: FromWorker) -> None:
+        if any(isinstance(earlier, Delta) for earlier in said):
+            raise EOFError
+        said.append(message)
+
+    worker = Worker(receive, send)
+    worker.run()
+    assert worker._loaded is None
+    assert worker._scheduler is None
+
+
 def test_the_process_survives_broken_lines() -> None:
     process = spawn()
     said, _ = talk(process, b"what?\n", json.dumps({"kind": "dance"}).encode() + b"\n", encode(Shutdown()))

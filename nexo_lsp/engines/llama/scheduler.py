@@ -116,6 +116,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Drop every job without a word."""
+        self._send = lambda _message: None
         for job in list(self._jobs.values()):
             self._leave(job)
         self._intake.close()
