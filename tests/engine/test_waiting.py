@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from nexo_lsp.engines.llama.waiting import Crowd, Waiting, prepare_openmp
+from nexo_lsp.engines.llama.waiting import Crowd, Waiting, find_patience, prepare_openmp
 
 
 class Watched:
@@ -102,3 +104,11 @@ def test_the_real_library_is_found_and_crowded() -> None:
         [sys.executable, "-c", _TEAM], capture_output=True, text=True, timeout=60, check=False
     )
     assert run.stdout == "fine\n", run.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is Linux's")
+def test_a_library_that_only_has_the_name_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    only_the_name = SimpleNamespace(omp_get_num_procs=lambda: 2)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_args, **_kwargs: only_the_name)
+    assert find_patience() is None

@@ -49,9 +49,9 @@ class Patience(Protocol):
 class CrowdedTeam:
     """A second team of sleeping threads, so that libgomp counts more threads than processors."""
 
-    def __init__(self, library: Any, processors: int) -> None:
-        """`library` is libgomp; `processors` how many of them it may use."""
-        self._library = library
+    def __init__(self, parallel: Any, processors: int) -> None:
+        """`parallel` is libgomp's `GOMP_parallel`; `processors` how many of them it may use."""
+        self._parallel = parallel
         self._threads = processors + 1
         self._host: threading.Thread | None = None
         self._end = threading.Event()
@@ -72,8 +72,11 @@ class CrowdedTeam:
     def _run(self, ready: threading.Event) -> None:
         # What the team calls has to be a C function of one pointer that does nothing: `free` of a null one.
         nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)
-        self._library.GOMP_parallel(nothing, None, self._threads, 0)
-        ready.set()
+        try:
+            self._parallel(nothing, None, self._threads, 0)
+        finally:
+            # Whatever happened, the engine goes on.
+            ready.set()
         # The team belongs to this thread, and ends with it.
         self._end.wait()
 
@@ -85,10 +88,12 @@ def find_patience() -> Patience | None:
     try:
         # Only if llama.cpp brought it: a second copy, or one that nobody uses, has no say.
         library = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
+        # Other libraries go by this name too, and not all of them have both functions.
+        team = library.GOMP_parallel
         processors = int(library.omp_get_num_procs())
     except (OSError, AttributeError):
         return None
-    return CrowdedTeam(library, processors)
+    return CrowdedTeam(team, processors)
 
 
 class Crowd:
