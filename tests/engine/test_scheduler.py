@@ -338,7 +338,9 @@ def test_an_answer_held_to_a_schema_is_that_schema(bench: Bench) -> None:
             assert finding["sure"] in {True, False}
 
 
-@pytest.mark.parametrize("schema", ["no JSON", "[]", '{"type": "teapot"}', '{"type":"object"}'])
+@pytest.mark.parametrize(
+    "schema", ["no JSON", "[]", '{"type": "teapot"}', '{"type":"object"}', r'{"const": "\ud800"}']
+)
 def test_a_schema_that_cannot_be_used_is_an_error(bench: Bench, schema: str) -> None:
     bench.scheduler.add(1, chat(json_schema=schema))
     failed = bench.failed(1)

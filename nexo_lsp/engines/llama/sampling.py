@@ -154,10 +154,10 @@ def _bias(
 
 def _grammar(model: Model, schema: str) -> Any:
     try:
-        text = grammar(schema)
+        text = grammar(schema).encode()
     except (UnsupportedSchema, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise GrammarError(f"The answer's JSON schema cannot be used: {error}.") from error
-    native = model.library.c.llama_sampler_init_grammar(model.vocab, text.encode(), b"root")
+    native = model.library.c.llama_sampler_init_grammar(model.vocab, text, b"root")
     if not native:
         raise GrammarError("The answer's JSON schema gives a grammar that llama.cpp does not accept.")
     return native
