@@ -8,7 +8,7 @@ import pytest
 
 from nexo_lsp.engines.llama.loading import LoadedModel, load
 from nexo_lsp.engines.llama.messages import Load
-from nexo_lsp.engines.llama.native import Library
+from nexo_lsp.engines.llama.native import Library, Model
 from nexo_lsp.engines.llama.prefix_cache import PrefixCache, common_prefix
 from nexo_lsp.engines.llama.prompts import PromptError, Prompts
 from nexo_lsp.engines.llama.text_stream import TextStream
@@ -90,6 +90,15 @@ def test_templates_that_are_missing_broken_or_refuse_system_messages(
     prompt = ChatPrompt((Message(Role.SYSTEM, "S"), Message(Role.USER, "U")))
     assert spelled(loaded, Prompts(loaded.model).tokens(prompt)) == expected
     loaded.close()
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content + 1 }}", "{{ 1 // 0 }}", "{{ 'x'.nope() }}"])
+def test_a_template_that_fails_refuses_the_conversation(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    monkeypatch.setattr(Model, "chat_template", template)
+    with pytest.raises(PromptError, match="template refuses"):
+        Prompts(loaded.model).tokens(ChatPrompt((Message(Role.USER, "hi"),)))
 
 
 def test_characters_cut_at_every_byte_arrive_whole() -> None:

@@ -26,6 +26,10 @@ _CHATML = (
 )
 
 
+# A template is a program of the model's file: what it computes can go wrong too.
+_TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
 class Tokenizer(Protocol):
     """What of a model is needed here (`native.Model` is one)."""
 
@@ -116,12 +120,12 @@ class Prompts:
         messages = prompt.messages
         try:
             rendered = self._render(messages)
-        except TemplateError:
+        except _TEMPLATE_ERRORS:
             # Some templates refuse a system message; its words then open the first one of the user.
             messages = _without_system(messages)
             try:
                 rendered = self._render(messages)
-            except TemplateError as error:
+            except _TEMPLATE_ERRORS as error:
                 raise PromptError(f"The model's chat template refuses this conversation: {error}.") from error
         tokens: list[int] = []
         for index, part in enumerate(_SLOT_PATTERN.split(rendered)):
