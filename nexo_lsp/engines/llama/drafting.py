@@ -21,6 +21,8 @@ _HOPE = 0.1
 _FIRST_RATES = ((0.6, 0.9, 0.93, 0.96), (0.4, 0.6, 0.8, 0.9), (0.6, 0.7, 0.8, 0.85))
 """What share of guesses is right at first, by source and by how many were right in a row; then measured."""
 _RUNS = (0, 1, 3, 8)
+_ROWS = 4
+"""Batches of whole fours are the cheapest: a row left over costs as much as a token alone (`chunks.py`)."""
 
 
 class Source(IntEnum):
@@ -119,6 +121,8 @@ class DraftLength:
         for count in range(1, most + 1):
             chance *= self._rates[source][_bucket(run + count - 1)]
             expected += chance
+            if (1 + count) % _ROWS and count < most:
+                continue
             cost = (self.costs.seconds(1 + count) + count * guess_s) / expected
             if cost < least:
                 best, least = count, cost

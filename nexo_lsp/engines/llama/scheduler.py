@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from nexo_lsp.engines.llama.chunks import Chunks
 from nexo_lsp.engines.llama.draft_model import DraftModel
 from nexo_lsp.engines.llama.drafting import DraftLength, Source
 from nexo_lsp.engines.llama.gauges import Gauges
@@ -32,15 +33,14 @@ from nexo_lsp.engines.llama.overtaking import Overtaking
 from nexo_lsp.engines.llama.prefix_cache import PrefixCache
 from nexo_lsp.engines.llama.threads import ThreadTuner
 from nexo_lsp.engines.llama.waiting import Waiting
-from nexo_lsp.generation import FinishReason, Request
+from nexo_lsp.generation import FinishReason, Priority, Request
 
 TOGETHER = 4
-"""So many answers are written at once: on two cores four take 2.3 times as long as one, eight 4 times."""
+"""So many answers are written at once: on two cores four take 2.5 times as long as one, eight 4 times."""
 STARVING_S = 5.0
 """Whoever waited so long for more urgent ones gets one step in between."""
-_CHUNK_S, _WATCHED_CHUNK_S = 0.35, 0.12
-"""How long a prompt's chunk should take: alone, or while somebody watches an answer that is being written."""
-_CHUNK_MIN = 16
+_TELLING = 16
+"""The short rest of a prompt says little about the speed of full chunks."""
 _STUCK = "llama.cpp could not go on with this request: {}."
 
 
@@ -77,7 +77,7 @@ class Scheduler:
             draft.guess_for(self._lengths)
         self._served: dict[int, float] = {}
         self._turns: dict[int, int] = {}
-        self._chunk_most = context.batch_tokens
+        self._chunks = Chunks(context.batch_tokens)
         interrupts = [context.interrupt] if draft is None else [context.interrupt, draft.interrupt]
         self._overtaking = Overtaking(interrupts, harmless=model.can_forget)
 
@@ -116,7 +116,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Drop every job without a word."""
-        self._send = lambda _message: None
+        self._send = _unheard
         for job in list(self._jobs.values()):
             self._leave(job)
         self._intake.close()
@@ -199,7 +199,8 @@ class Scheduler:
             parts.append(Part(job, job.tokens[job.evaluated :], guesses, row, at_end=True, source=source))
             row += 1 + len(guesses)
         if reading is not None:
-            size = min(self._chunk_size(watched=bool(writing)), self._context.batch_tokens - row)
+            watched = bool(writing) and reading.request.priority < Priority.BACKGROUND
+            size = self._chunks.size(self.gauges.prompt_speed.value, row, watched=watched)
             chunk = reading.tokens[reading.evaluated : reading.evaluated + size]
             at_end = len(chunk) == reading.pending
             guesses: Sequence[int] = ()
@@ -278,12 +279,6 @@ class Scheduler:
         most = min(most, left - 1, self._context.tokens - len(job.tokens))
         return self._draft.guess(job.id, job.tokens, most, left, self._tuner.threads)
 
-    def _chunk_size(self, *, watched: bool) -> int:
-        speed = self.gauges.prompt_speed.value
-        seconds = _WATCHED_CHUNK_S if watched else _CHUNK_S
-        wanted = 4 * _CHUNK_MIN if speed is None else int(speed * seconds)
-        return max(_CHUNK_MIN, min(wanted, self._chunk_most))
-
     def _evaluate(self, level: int, parts: Sequence[Part]) -> None:
         context = self._context
         single = len(parts) == 1 and parts[0].at_end and len(parts[0].tokens) == 1
@@ -302,11 +297,10 @@ class Scheduler:
         if outcome is Decoded.FULL:
             self._make_room([part.job for part in parts])
         elif outcome is Decoded.INTERRUPTED:
-            # Smaller chunks until one gets through, or a prompt would never end beside a quick typist.
             self.gauges.overtaken += 1
-            self._chunk_most = max(_CHUNK_MIN, min(self._chunk_most, self._chunk_size(watched=False)) // 2)
+            self._chunks.interrupted(self.gauges.prompt_speed.value)
         else:
-            self._chunk_most = min(context.batch_tokens, 2 * self._chunk_most)
+            self._chunks.passed()
             self._served[level] = self._clock()
             self._take_step(parts, began)
 
@@ -381,8 +375,7 @@ class Scheduler:
             else:
                 part.job.decode_s += all_s
         if read and len(parts) == 1 and not guesses:
-            # The short rest of a prompt says little about the speed of full chunks.
-            if read >= _CHUNK_MIN or self.gauges.prompt_speed.value is None:
+            if read >= _TELLING or self.gauges.prompt_speed.value is None:
                 self.gauges.prompt_speed.add(read / max(seconds, 1e-6))
         elif not read:
             self.gauges.fill.add(len(parts))
@@ -447,3 +440,7 @@ class Scheduler:
 
     def _report(self) -> None:
         self._send(self.stats())
+
+
+def _unheard(_message: FromWorker) -> None:
+    """Where nobody listens any more."""

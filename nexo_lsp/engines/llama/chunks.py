@@ -1,0 +1,34 @@
+"""How much of a prompt is evaluated in one step."""
+
+from __future__ import annotations
+
+# How long a chunk should take: alone, or while somebody watches an answer that is being written beside it.
+_CHUNK_S, _WATCHED_S = 0.35, 0.12
+_LEAST = 16
+_ROWS = 16
+"""A batch of whole sixteens is the quickest: what is left over of four rows is evaluated one by one (ggml's
+repacked kernels), each at the price of a single token."""
+
+
+class Chunks:
+    """Chooses sizes from the measured speed; small ones after an interruption, until one gets through."""
+
+    def __init__(self, most: int) -> None:
+        """`most`: tokens that a batch may hold."""
+        self._limit = self._most = most
+
+    def size(self, speed: float | None, rows: int, *, watched: bool) -> int:
+        """Tokens of a prompt to evaluate together with so many other `rows`; `speed` in tokens a second."""
+        seconds = _WATCHED_S if watched else _CHUNK_S
+        wanted = 4 * _LEAST if speed is None else int(speed * seconds)
+        whole = max(_LEAST, min(wanted, self._most) // _ROWS * _ROWS)
+        filled = -rows % _ROWS
+        return min(whole - _ROWS + filled if filled else whole, self._limit - rows) or _ROWS
+
+    def interrupted(self, speed: float | None) -> None:
+        """A step was given up: or a prompt would never end beside a quick typist."""
+        self._most = max(_LEAST, min(self._most, self.size(speed, 0, watched=False)) // 2)
+
+    def passed(self) -> None:
+        """A step was done."""
+        self._most = min(self._limit, 2 * self._most)
