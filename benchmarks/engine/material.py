@@ -34,6 +34,7 @@ from nexo_lsp.offload import inline
 from nexo_lsp.pipeline.actions import ActionKind, Offer, Task
 from nexo_lsp.pipeline.complete import CompletionService
 from nexo_lsp.pipeline.document import Documenter
+from nexo_lsp.pipeline.review import NOTHING_FOUND
 from nexo_lsp.pipeline.rewrite import Rewriter
 from nexo_lsp.pipeline.step import Workbench
 from nexo_lsp.pipeline.units import review_units
@@ -204,6 +205,7 @@ def reviews(count: int = 40) -> list[Request]:
             session="review",
             json_schema=prompts.review_schema(unit.code, most),
             logit_bias=prompts.review_bias(unit.code),
+            prediction=NOTHING_FOUND,
             priority=Priority.BACKGROUND,
         )
         for unit in review_units(snapshot)

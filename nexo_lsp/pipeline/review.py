@@ -31,7 +31,7 @@ _FINDING_TOKENS, _BRACKET_TOKENS = 120, 40
 # and one that does not lets them wait.
 _AT_ONCE = 4
 # The usual answer, letter by letter as the schema's grammar has it written.
-_NOTHING_FOUND = '{"findings": []}'
+NOTHING_FOUND = '{"findings": []}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +325,7 @@ class ReviewService:
             session="review",
             json_schema=bench.prompts.review_schema(unit.code, settings.max_findings),
             logit_bias=bench.prompts.review_bias(unit.code),
-            prediction=_NOTHING_FOUND,
+            prediction=NOTHING_FOUND,
             priority=priority,
         )
         key = answer_key(
