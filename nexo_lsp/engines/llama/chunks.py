@@ -22,8 +22,10 @@ class Chunks:
         seconds = _WATCHED_S if watched else _CHUNK_S
         wanted = 4 * _LEAST if speed is None else int(speed * seconds)
         whole = max(_LEAST, min(wanted, self._most) // _ROWS * _ROWS)
-        filled = -rows % _ROWS
-        return min(whole - _ROWS + filled if filled else whole, self._limit - rows) or _ROWS
+        # The chunk fills the last sixteen that the other rows have begun.
+        begun = -rows % _ROWS
+        size = whole if not begun or whole == _ROWS else whole - _ROWS
+        return min(size + begun, self._limit - rows)
 
     def interrupted(self, speed: float | None) -> None:
         """A step was given up: or a prompt would never end beside a quick typist."""

@@ -55,17 +55,22 @@ class LoadedModel:
     memory: MemoryWatch
     """Says when the worker has grown beyond `nexo.engine.memoryLimitMb`."""
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str | None:
         """What the evaluated state of a prompt depends on: the file's content, llama.cpp, the cache's type.
 
-        Of the file its ends count, and its size: to read all of it would take longer than it saves.
+        Of the file its ends count, and its size: to read all of it would take longer than it saves. None if
+        the file has gone since it was loaded.
         """
         c = self.model.library.c
-        digest = hashlib.sha256(f"{self.path.stat().st_size}".encode())
-        with self.path.open("rb") as file:
-            digest.update(file.read(_END_BYTES))
-            file.seek(-min(_END_BYTES, self.path.stat().st_size), os.SEEK_END)
-            digest.update(file.read())
+        try:
+            size = self.path.stat().st_size
+            digest = hashlib.sha256(str(size).encode())
+            with self.path.open("rb") as file:
+                digest.update(file.read(_END_BYTES))
+                file.seek(-min(_END_BYTES, size), os.SEEK_END)
+                digest.update(file.read())
+        except OSError:
+            return None
         build = importlib.metadata.version("llama-cpp-python"), c.llama_print_system_info()
         return f"{digest.hexdigest()} {build} {self.context.kv_type} flash-attention {self.info.gpu_layers}"
 

@@ -170,7 +170,7 @@ class ProcessLink:
             try:
                 message = decode_from_worker(line)
             except BadMessage as error:
-                _log.warning("The engine's worker wrote %r: %s", line[:200], error)
+                _log.warning("The engine's worker wrote %d bytes that are no message: %s", len(line), error)
                 continue
             yield message
 

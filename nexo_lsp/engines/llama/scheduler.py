@@ -199,7 +199,9 @@ class Scheduler:
             parts.append(Part(job, job.tokens[job.evaluated :], guesses, row, at_end=True, source=source))
             row += 1 + len(guesses)
         if reading is not None:
-            watched = bool(writing) and reading.request.priority < Priority.BACKGROUND
+            level = reading.request.priority
+            overtaking = any(job.request.priority < level for job in self._jobs.values())
+            watched = overtaking or (bool(writing) and level < Priority.BACKGROUND)
             size = self._chunks.size(self.gauges.prompt_speed.value, row, watched=watched)
             chunk = reading.tokens[reading.evaluated : reading.evaluated + size]
             at_end = len(chunk) == reading.pending

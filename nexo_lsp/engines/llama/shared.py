@@ -297,7 +297,7 @@ class SharedLink:
                 try:
                     message = decode_from_worker(frame)
                 except BadMessage as error:
-                    _log.warning("The shared engine wrote %r: %s", frame[:200], error)
+                    _log.warning("The shared engine wrote %d bytes, no message: %s", len(frame), error)
                     continue
                 self._tell(message)
         except EOFError:

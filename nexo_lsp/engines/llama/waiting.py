@@ -27,8 +27,8 @@ import psutil
 _SPINS = 100_000
 """About a millisecond: longer than any operation of a step takes."""
 _LOOK_S = 0.25
-_SLACK = 0.2
-"""Cores that others may use before spinning is thought to cost more than it brings."""
+_SLACK_TO_SPIN, _SLACK_TO_SLEEP = 0.1, 0.3
+"""Cores that others may use for spinning to begin, and for it to go on: apart, so that it does not flutter."""
 
 
 def prepare_openmp(environ: MutableMapping[str, str]) -> None:
@@ -142,7 +142,8 @@ class Waiting:
         others = self._crowd.look()
         if others is None:
             return
-        patient = others + threads > self._processors + _SLACK
+        slack = _SLACK_TO_SPIN if self.patient else _SLACK_TO_SLEEP
+        patient = others + threads > self._processors + slack
         if patient != self.patient:
             self.patient = patient
             self._patience.set(patient)

@@ -169,8 +169,9 @@ class Worker:
     def _schedule(self, loaded: LoadedModel, wish: Load) -> None:
         context = loaded.context
         store = None
-        if wish.prefix_folder:
-            store = PrefixStore(Path(wish.prefix_folder), loaded.fingerprint(), _STORE_BYTES)
+        fingerprint = loaded.fingerprint() if wish.prefix_folder else None
+        if fingerprint is not None:
+            store = PrefixStore(Path(wish.prefix_folder), fingerprint, _STORE_BYTES)
         self._scheduler = Scheduler(
             loaded.model,
             context,
