@@ -28,7 +28,7 @@ _SPINS = 100_000
 """About a millisecond: longer than any operation of a step takes."""
 _LOOK_S = 0.25
 _SLACK_TO_SPIN, _SLACK_TO_SLEEP = 0.1, 0.3
-"""Cores that others may use for spinning to begin, and for it to go on: apart, so that it does not flutter."""
+"""Cores that others may use for spinning to begin, and for it to go on: apart, or it would flutter."""
 
 
 def prepare_openmp(environ: MutableMapping[str, str]) -> None:
