@@ -103,6 +103,7 @@ def parsed() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--functions", type=int, default=10, help="how many W2 has")
     parser.add_argument("--only", default="", help="workloads, separated by commas")
     parser.add_argument("--quick", action="store_true", help="hardly anything of each, to see that it works")
     parser.add_argument("--build", action="store_true", help="build llama-server if it is nowhere")
@@ -116,7 +117,7 @@ def parsed() -> argparse.Namespace:
 
 async def measure(wanted: argparse.Namespace, setting: Setting) -> report.Results:
     """Run what is wanted."""
-    size = Size.quick(wanted.rounds) if wanted.quick else Size(rounds=wanted.rounds)
+    size = Size.quick(wanted.rounds) if wanted.quick else Size(wanted.rounds, functions=wanted.functions)
     results = report.Results(describe(), setting.model.name, setting.threads)
     if wanted.state is not None and wanted.state.exists():
         results = report.loaded(wanted.state.read_text("utf-8"))

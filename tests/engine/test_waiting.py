@@ -64,12 +64,30 @@ def test_looks_are_not_too_close_together_to_mean_anything() -> None:
     assert crowd.look() == pytest.approx(2)
 
 
+def test_what_others_did_while_nothing_was_asked_does_not_count() -> None:
+    machine, watched = Clockwork(), Watched()
+    waiting = Waiting(watched, machine.crowd(), processors=2)
+    machine.run(1, others=0)
+    waiting.adapt(threads=2)
+    assert watched.said == [True, False]
+    assert waiting.sure
+    machine.run(60, others=0, own=0)
+    waiting.adapt(threads=2)
+    assert watched.said == [True, False, True], "nobody knows what the machine does now"
+    assert not waiting.sure
+    machine.run(0.5, others=0)
+    waiting.adapt(threads=2)
+    assert watched.said[-1] is False
+    assert waiting.sure
+
+
 def test_without_anything_to_change_nothing_is_looked_at() -> None:
     machine = Clockwork()
     waiting = Waiting(None, machine.crowd(), processors=2)
     machine.run(1, others=0)
     waiting.adapt(2)
     assert waiting.patient
+    assert waiting.sure, "steps need not be short where nothing depends on it"
 
 
 @pytest.mark.parametrize("own", [{"OMP_WAIT_POLICY": "passive"}, {"GOMP_SPINCOUNT": "7"}])

@@ -201,7 +201,8 @@ class Scheduler:
         if reading is not None:
             level = reading.request.priority
             overtaking = any(job.request.priority < level for job in self._jobs.values())
-            watched = overtaking or (bool(writing) and level < Priority.BACKGROUND)
+            unsure = self._waiting is not None and not self._waiting.sure
+            watched = overtaking or unsure or (bool(writing) and level < Priority.BACKGROUND)
             size = self._chunks.size(self.gauges.prompt_speed.value, row, watched=watched)
             chunk = reading.tokens[reading.evaluated : reading.evaluated + size]
             at_end = len(chunk) == reading.pending

@@ -26,7 +26,8 @@ import psutil
 
 _SPINS = 100_000
 """About a millisecond: longer than any operation of a step takes."""
-_LOOK_S = 0.25
+_LOOK_S, _OLD_S = 0.25, 1.5
+"""What happened in a shorter time says little, and what happened in a longer one says nothing about now."""
 _SLACK_TO_SPIN, _SLACK_TO_SLEEP = 0.1, 0.3
 """Cores that others may use for spinning to begin, and for it to go on: apart, or it would flutter."""
 
@@ -111,6 +112,14 @@ class Crowd:
         self._clock = clock
         self._last = (clock(), self._busy_s(), self._own_s())
 
+    def forget(self) -> bool:
+        """Begin anew if the last look was long ago: what others did meanwhile says nothing about now."""
+        now = self._clock()
+        if now - self._last[0] <= _OLD_S:
+            return False
+        self._last = (now, self._busy_s(), self._own_s())
+        return True
+
     def look(self) -> float | None:
         """The cores in use by others since the last look; None if that was just now."""
         now = self._clock()
@@ -131,6 +140,8 @@ class Waiting:
         self._processors = processors
         self.patient = True
         """Whether threads sleep soon."""
+        self.sure = patience is None
+        """Whether that is known to be right; until then steps had better be short."""
         if patience is not None:
             # A wrong guess costs little this way round.
             patience.set(True)
@@ -139,12 +150,20 @@ class Waiting:
         """To be called between two steps that use so many threads."""
         if self._patience is None:
             return
+        if self._crowd.forget():
+            # To sleep is a little slower on a quiet machine, to spin is very much slower on a busy one.
+            self.sure = False
+            self._choose(patient=True)
+            return
         others = self._crowd.look()
         if others is None:
             return
+        self.sure = True
         slack = _SLACK_TO_SPIN if self.patient else _SLACK_TO_SLEEP
-        patient = others + threads > self._processors + slack
-        if patient != self.patient:
+        self._choose(patient=others + threads > self._processors + slack)
+
+    def _choose(self, *, patient: bool) -> None:
+        if self._patience is not None and patient != self.patient:
             self.patient = patient
             self._patience.set(patient)
 
