@@ -88,6 +88,9 @@ async def another_server(
         sys.executable, "-m", "tests.engine.sharer",
         str(sharing.folder), str(sharing.logs), str(model), str(requests),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=ROOT,
+        # Told, not inherited: llama.cpp, which other tests load into this process, sets KMP_BLOCKTIME behind
+        # Python's back, and who has other settings for threads gets another engine.
+        env=dict(os.environ),
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdin is not None
