@@ -66,7 +66,7 @@ def slowest_s(samples: Sequence[Sample]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One line of the issue: who is measured by what, and what is to be reached."""
+    """One line of the table: who is measured by what, and what is to be reached."""
 
     id: str
     title: str
