@@ -25,8 +25,8 @@ from typing import Any, Protocol
 import psutil
 
 _SPINS = 100_000
-"""Enough for threads of a quiet machine to meet awake: 32 to 35 tokens/s, and 24 to 29 with 1,000 (0.5B, 2 cores
-of an AMD EPYC, one run each)."""
+"""Enough for threads of a quiet machine to meet awake: 32 to 35 tokens/s, and 24 to 29 with 1,000 (0.5B, 2
+cores of an AMD EPYC, one run each)."""
 _LOOK_S, _OLD_S = 0.25, 1.5
 """What happened in a shorter time says little, and what happened in a longer one says nothing about now."""
 _SLACK_TO_SPIN, _SLACK_TO_SLEEP = 0.1, 0.3
