@@ -9,6 +9,8 @@ from pathlib import Path
 import platformdirs
 
 _APP = "nexo-lsp"
+UNPACKED = "unpacked"
+"""The folder inside the models folder for copies that an engine makes of models for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,11 @@ class Folders:
     def prefixes(self) -> Path:
         """Evaluated prompts that hold nothing of the user's: made again if they are lost."""
         return self.models.parent / "prefixes"
+
+    @property
+    def unpacked(self) -> Path:
+        """Copies of models in the form that an engine computes with: made again if they are lost."""
+        return self.models / UNPACKED
 
 
 def expanded(text: str) -> Path:

@@ -135,10 +135,12 @@ def main() -> None:
     wanted = parsed()
     # So that an end from outside takes the servers along as well.
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(1))
-    model = wanted.model or ModelStore(folders(os.environ).models, os.environ).pull("auto")
+    where = folders(os.environ)
+    model = wanted.model or ModelStore(where.models, os.environ).pull("auto")
     with tempfile.TemporaryDirectory() as scratch:
         program = server_program(build=wanted.build)
-        setting = Setting(model, wanted.threads, Path(scratch), program)
+        setting = Setting(model, wanted.threads, Path(scratch), where.unpacked, program)
+        asyncio.run(competitors.prepare(setting))
         results = asyncio.run(measure(wanted, setting))
     sections = report.sections(results)
     text = report.markdown(results, sections, picture="engine.svg")

@@ -24,6 +24,8 @@ class Setting:
     threads: int
     scratch: Path
     """A folder that is empty at first and goes away with the run."""
+    unpacked: Path
+    """Where our engine keeps its copy of the model in the form that it computes with."""
     server: Path | None = None
     """The program `llama-server`, if there is one."""
     context_tokens: int = 8192
@@ -93,6 +95,7 @@ class Ours:
             threads=self._setting.threads,
             idle_unload_s=0,
             prefix_folder=self._setting.scratch / "prefixes",
+            unpack_folder=self._setting.unpacked,
         )
         self._engine = LlamaEngine(model, options)
         await self._engine.count_tokens("load")
@@ -139,6 +142,13 @@ class Ours:
         if self._engine is not None:
             await self._engine.close()
             self._engine = None
+
+
+async def prepare(setting: Setting) -> None:
+    """What our engine does once for each model file, like fetching it: no start pays for it again."""
+    ours = Ours(setting)
+    await ours.start()
+    await ours.close()
 
 
 async def timed(competitor: Competitor, request: Request) -> Sample:

@@ -42,7 +42,9 @@ def probe(wish: Load) -> Mapping[str, Any]:
         raise ProbeFailed(said) from None
 
 
-def bounds(settings: EngineSettings, model: Path | None, ask: Probe = probe) -> Iterator[Check]:
+def bounds(
+    settings: EngineSettings, model: Path | None, ask: Probe = probe, *, unpack_folder: Path | None = None
+) -> Iterator[Check]:
     """Which device the layers go to, and how large a context fits; of a missing model only the devices."""
     wish = Load(
         path=str(model.absolute()) if model is not None else "",
@@ -50,6 +52,7 @@ def bounds(settings: EngineSettings, model: Path | None, ask: Probe = probe) -> 
         threads=settings.threads,
         gpu_layers=gpu_layers_of(settings.gpu_layers),
         memory_limit_mb=settings.memory_limit_mb,
+        unpack_folder=str(unpack_folder) if unpack_folder is not None else "",
     )
     try:
         said = ask(wish)
@@ -79,6 +82,8 @@ def _outlook(outlook: Mapping[str, Any]) -> Iterator[Check]:
     size, total = f"{plan['context_tokens']:,} tokens as {plan['kv_type']}", plan["total_bytes"] // 2**20
     text = f"{size}, about {total:,} MB in all with the model; {outlook['why']}"
     yield Check("bounds", "context", "ok", text)
+    if outlook["weights"]:
+        yield Check("bounds", "weights", "ok", outlook["weights"])
     mend = "end other programs, change nexo.engine.memoryLimitMb, or choose a smaller model"
     for note in outlook["notes"]:
         yield Check("bounds", "less", "warning", note, mend)

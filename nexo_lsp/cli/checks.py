@@ -21,7 +21,7 @@ from nexo_lsp.errors import ModelCorrupt, ModelError, ModelMissing, StorageError
 from nexo_lsp.folders import Folders
 from nexo_lsp.models.catalog import size_text
 from nexo_lsp.models.store import ModelStore
-from nexo_lsp.runtime.providers.native import tuning_of
+from nexo_lsp.runtime.providers.native import tuning_of, unpack_folder
 from nexo_lsp.settings import Resolved, Settings
 from nexo_lsp.storage import FILE_NAME, Database
 from nexo_lsp.syntax.languages import LANGUAGES, grammar_of
@@ -181,13 +181,14 @@ def _model_file(store: ModelStore, path: Path) -> Iterator[Check]:
         yield Check("model", "memory", "warning", text, "end other programs, or choose a smaller model")
 
 
-def _fitted(settings_: Settings, path: Path | None, state: Path) -> Iterator[Check]:
+def _fitted(settings_: Settings, path: Path | None, folders: Folders) -> Iterator[Check]:
     """What the machine allows, and what was measured on it."""
     if path is None:
         yield from bounds(settings_.engine, None)
         return
-    tuning = tuning_of(settings_.engine, path, state)
-    yield from bounds(settings_.engine.model_copy(update={"threads": tuning.threads}), path)
+    tuning = tuning_of(settings_.engine, path, folders.state)
+    engine = settings_.engine.model_copy(update={"threads": tuning.threads})
+    yield from bounds(engine, path, unpack_folder=unpack_folder(engine, folders))
     mend = "" if tuning.threads else "nexo-lsp doctor --tune measures which number is best"
     yield Check("bounds", "threads", "ok", tuning.threads_reason, mend)
     yield Check("bounds", "drafting", "ok", tuning.draft_reason)
@@ -258,6 +259,6 @@ def everything(
         store = ModelStore(folders.models, environ)
         yield from model(store, resolved.settings)
         if chosen == "native":
-            yield from _fitted(resolved.settings, _located(store, resolved.settings.model), folders.state)
+            yield from _fitted(resolved.settings, _located(store, resolved.settings.model), folders)
     yield from grammars()
     yield from places(folders)

@@ -19,9 +19,9 @@ from nexo_lsp.engines.llama.messages import Load
 from nexo_lsp.engines.llama.tuning import Figures, best_threads, drafting, measure, suggestion_s, too_busy
 from nexo_lsp.engines.llama.tuning_file import Tuned, TuningFile, identity
 from nexo_lsp.errors import EngineUnavailable
-from nexo_lsp.folders import folders
+from nexo_lsp.folders import Folders, folders
 from nexo_lsp.models.store import ModelStore
-from nexo_lsp.runtime.providers.native import draft_for, gpu_layers_of
+from nexo_lsp.runtime.providers.native import draft_for, gpu_layers_of, unpack_folder
 from nexo_lsp.settings import EngineSettings, from_environment, resolve
 
 Measure = Callable[[Load, Callable[[tuning.Progress], None]], Figures]
@@ -40,7 +40,7 @@ def run(environ: Mapping[str, str], *, as_json: bool, how: Measure = measure) ->
         raise EngineUnavailable(INSTALL_HINT)
     model = ModelStore(where.models, environ).locate(settings.model)
     draft = draft_for(model)
-    figures = _measured(how, _wish(settings.engine, model, draft))
+    figures = _measured(how, _wish(settings.engine, model, draft, where))
     tuned = Tuned(date.today(), figures, identity(draft) if draft is not None else "")
     keep = not too_busy(figures)
     if keep:
@@ -53,13 +53,15 @@ def run(environ: Mapping[str, str], *, as_json: bool, how: Measure = measure) ->
     return keep
 
 
-def _wish(settings: EngineSettings, model: Path, draft: Path | None) -> Load:
+def _wish(settings: EngineSettings, model: Path, draft: Path | None, where: Folders) -> Load:
+    unpacked = unpack_folder(settings, where)
     return Load(
         path=str(model.absolute()),
         context_tokens=settings.context_tokens,
         gpu_layers=gpu_layers_of(settings.gpu_layers),
         memory_limit_mb=settings.memory_limit_mb,
         draft_path=str(draft.absolute()) if draft is not None else "",
+        unpack_folder=str(unpacked) if unpacked is not None else "",
     )
 
 

@@ -28,7 +28,7 @@ from nexo_lsp.errors import (
     ModelMissing,
     ModelUnknown,
 )
-from nexo_lsp.folders import expanded
+from nexo_lsp.folders import UNPACKED, expanded
 from nexo_lsp.models.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry, size_text
 from nexo_lsp.models.progress import Meter, ProgressReport, PullProgress, ignore_progress
 from nexo_lsp.models.record import read_record, record_file, write_record
@@ -191,12 +191,14 @@ class ModelStore:
             entry = self._entry(name)
         path = self.folder / (entry.file if entry is not None else name)
         partial = _partial(path)
-        freed = size_of(path) + size_of(partial)
+        # What an engine made of it for itself is of no use without it.
+        copies = tuple((self.folder / UNPACKED).glob(f"{path.stem}.*.gguf"))
+        freed = sum(map(size_of, (path, partial, *copies)))
         if not path.exists() and not partial.exists():
             raise ModelMissing(f"The model {name} is not on this machine; there is nothing to remove.")
         try:
             with filelock.FileLock(_lock_file(path), timeout=0):
-                for file in (path, partial, record_file(path)):
+                for file in (path, partial, record_file(path), *copies):
                     file.unlink(missing_ok=True)
         except filelock.Timeout as error:
             raise ModelError(f"{path.name} is being fetched by another process; stop that first.") from error

@@ -41,8 +41,13 @@ def write_tiny_model(
     context: int = 8192,
     seed: int = _SEED,
     more: tuple[str, ...] = (),
+    *,
+    packed: bool = False,
 ) -> Path:
-    """Write the model to `path`. The weights come from `seed`; `more` are further special tokens."""
+    """Write the model to `path`. The weights come from `seed`; `more` are further special tokens.
+
+    With `packed` the matrices are kept as Q5_0, else as floats.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(context)
@@ -54,7 +59,7 @@ def write_tiny_model(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(_WIDTH // _HEADS)
     _add_vocabulary(writer, template, more)
-    _add_weights(writer, seed, len(more))
+    _add_weights(writer, seed, len(more), packed=packed)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -87,15 +92,22 @@ def _byte_text(value: int) -> str:
     return chr(256 + hidden.index(value))
 
 
-def _add_weights(writer: gguf.GGUFWriter, seed: int, more: int) -> None:
+def _add_weights(writer: gguf.GGUFWriter, seed: int, more: int, *, packed: bool) -> None:
     random = np.random.default_rng(seed)
+
+    def add(name: str, values: np.ndarray) -> None:
+        if packed:
+            kind = gguf.GGMLQuantizationType.Q5_0
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
 
     def matrix(rows: int, columns: int) -> np.ndarray:
         return (random.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
 
     vocabulary = 256 + len(SPECIAL) + more
     ones = np.ones(_WIDTH, dtype=np.float32)
-    writer.add_tensor("token_embd.weight", matrix(vocabulary, _WIDTH) * 4)
+    add("token_embd.weight", matrix(vocabulary, _WIDTH) * 4)
     writer.add_tensor("output_norm.weight", ones)
     output = matrix(vocabulary, _WIDTH) * 4
     output[256:] = 0
@@ -106,7 +118,7 @@ def _add_weights(writer: gguf.GGUFWriter, seed: int, more: int) -> None:
         writer.add_tensor(f"{block}.ffn_norm.weight", ones)
         # Scales at which what comes out depends on every token before, and on rounding as little as possible.
         for name, scale in (("attn_q", 1.4), ("attn_k", 1.4), ("attn_v", 2), ("attn_output", 2)):
-            writer.add_tensor(f"{block}.{name}.weight", matrix(_WIDTH, _WIDTH) * scale)
-        writer.add_tensor(f"{block}.ffn_gate.weight", matrix(_HIDDEN, _WIDTH))
-        writer.add_tensor(f"{block}.ffn_up.weight", matrix(_HIDDEN, _WIDTH) / 2)
-        writer.add_tensor(f"{block}.ffn_down.weight", matrix(_WIDTH, _HIDDEN))
+            add(f"{block}.{name}.weight", matrix(_WIDTH, _WIDTH) * scale)
+        add(f"{block}.ffn_gate.weight", matrix(_HIDDEN, _WIDTH))
+        add(f"{block}.ffn_up.weight", matrix(_HIDDEN, _WIDTH) / 2)
+        add(f"{block}.ffn_down.weight", matrix(_WIDTH, _HIDDEN))

@@ -75,6 +75,8 @@ class LlamaOptions:
     """Where evaluated static prompts are kept between two runs; None keeps none."""
     draft_path: Path | None = None
     """A smaller model of the same vocabulary that guesses what comes next."""
+    unpack_folder: Path | None = None
+    """Where a copy of the model with its weights in whole bytes may be kept; None makes none."""
     idle_unload_s: float = 600.0
     """After so long without a request the worker is ended; 0 keeps it."""
     hang_s: float = 30.0
@@ -404,6 +406,7 @@ def _wish(path: Path, options: LlamaOptions) -> Load:
         memory_limit_mb=options.memory_limit_mb,
         prefix_folder=_text(options.prefix_folder),
         draft_path=_text(options.draft_path),
+        unpack_folder=_text(options.unpack_folder),
     )
 
 
@@ -413,7 +416,8 @@ def _text(path: Path | None) -> str:
 
 def _details(connection: Connection, hosted: Hosted | None) -> dict[str, Any]:
     info = connection.info
-    details: dict[str, Any] = {"loadS": info.load_s, "pid": connection.pid, "notes": info.notes}
+    notes = (*((f"weights: {info.weights}",) if info.weights else ()), *info.notes)
+    details: dict[str, Any] = {"loadS": info.load_s, "pid": connection.pid, "notes": notes}
     if hosted is not None:
         details |= {"shared": hosted.shared, "sharedReason": hosted.reason}
     if connection.stats is not None:

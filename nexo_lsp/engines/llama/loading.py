@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,11 +28,16 @@ from nexo_lsp.engines.llama.budget import (
 from nexo_lsp.engines.llama.devices import Device, devices, gpu_layers
 from nexo_lsp.engines.llama.free_memory import Free, free_memory
 from nexo_lsp.engines.llama.messages import Load, Loaded, LoadFailure
-from nexo_lsp.engines.llama.model_facts import facts_of, look_into
+from nexo_lsp.engines.llama.model_facts import content_key, facts_of, look_into
 from nexo_lsp.engines.llama.native import Context, Library, Model, NativeError
+from nexo_lsp.engines.llama.unpacking import CannotUnpack, copy_of, size_unpacked, unpacked
 
 _MAGIC = b"GGUF"
-_END_BYTES = 2**20
+_CACHE_ROOM = 512 * MIB
+"""The copy that takes more memory is not worth a smaller context: what a large one takes has to be left."""
+_WHOLE_BYTES = "kept in whole bytes: the same values, read faster by this processor"
+_AS_IN_FILE = "kept as in the file, not in whole bytes: {}"
+_TOO_LITTLE = "there is too little memory"
 
 
 class LoadError(Exception):
@@ -58,21 +63,15 @@ class LoadedModel:
     def fingerprint(self) -> str | None:
         """What the evaluated state of a prompt depends on: the file's content, llama.cpp, the cache's type.
 
-        Of the file its ends count, and its size: to read all of it would take longer than it saves. None if
-        the file has gone since it was loaded.
+        None if the file has gone since it was loaded.
         """
         c = self.model.library.c
         try:
-            size = self.path.stat().st_size
-            digest = hashlib.sha256(str(size).encode())
-            with self.path.open("rb") as file:
-                digest.update(file.read(_END_BYTES))
-                file.seek(-min(_END_BYTES, size), os.SEEK_END)
-                digest.update(file.read())
+            key = content_key(self.path)
         except OSError:
             return None
         build = importlib.metadata.version("llama-cpp-python"), c.llama_print_system_info()
-        return f"{digest.hexdigest()} {build} {self.context.kv_type} flash-attention {self.info.gpu_layers}"
+        return f"{key} {build} {self.context.kv_type} flash-attention {self.info.gpu_layers}"
 
     def close(self) -> None:
         """Free its memory."""
@@ -124,10 +123,12 @@ def load(
     before = machine.resident()
     allowed = _allowed(wish, machine.free(), before)
     gpu = _gpu(library, wish, size, machine)
-    weights = round(size * gpu.host_share)
     # Before anything is read: the least that it can come to.
-    _check_room(path, wish, allowed, before + weights + VOCABULARY_BYTES + compute_bytes(size))
-    model = _model(library, path, gpu, on_progress)
+    _check_room(path, wish, allowed, before + _least(round(size * gpu.host_share), size))
+    kept = _kept(library, wish, gpu, allowed.bytes - before, on_progress)
+    model, kept = _model(library, kept, path, gpu, on_progress)
+    size = kept.path.stat().st_size
+    weights = round(size * gpu.host_share)
     try:
         facts = facts_of(library.c, model.handle, size)
         facts = replace(
@@ -156,9 +157,10 @@ def load(
         kv_type=made.kv_type,
         gpu_layers=gpu.layers,
         notes=notes,
+        weights=kept.told,
     )
     watch = MemoryWatch(wish.memory_limit_mb * MIB, machine.resident)
-    return LoadedModel(path, model, context, info, made, watch)
+    return LoadedModel(kept.path, model, context, info, made, watch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,8 @@ class Outlook:
     why: str
     """What bounds `allowed_bytes`."""
     notes: tuple[str, ...]
+    weights: str = ""
+    """How the weights would be kept, and why, where there is a choice."""
 
 
 def outlook(library: Library, wish: Load, machine: Machine | None = None) -> Outlook:
@@ -187,6 +191,9 @@ def outlook(library: Library, wish: Load, machine: Machine | None = None) -> Out
     facts = look_into(library, path, size)
     if facts is None:
         raise LoadError(LoadFailure.DAMAGED, f"{path} is damaged, or of a kind that llama.cpp does not know.")
+    told = ""
+    if wish.unpack_folder and not gpu.layers:
+        size, told = _foreseen(library, wish, size, allowed.bytes - before)
     weights = round(size * gpu.host_share)
     facts = replace(
         facts,
@@ -195,7 +202,7 @@ def outlook(library: Library, wish: Load, machine: Machine | None = None) -> Out
     )
     made = _plan(path, wish, facts, allowed)
     device = _device(gpu, wish.threads or default_threads())
-    return Outlook(device, made, allowed.bytes, allowed.why, (*gpu.notes, *made.reduced))
+    return Outlook(device, made, allowed.bytes, allowed.why, (*gpu.notes, *made.reduced), told)
 
 
 def default_threads() -> int:
@@ -260,7 +267,66 @@ def _device(gpu: _Gpu, threads: int) -> str:
     return f"{name}, {gpu.layers} of {gpu.of} layers" + (f"; {cpu}" if gpu.layers < gpu.of else "")
 
 
-def _model(library: Library, path: Path, gpu: _Gpu, on_progress: Callable[[float], bool]) -> Model:
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The file that is loaded, and what there is to say of it."""
+
+    path: Path
+    told: str = ""
+
+
+def _kept(library: Library, wish: Load, gpu: _Gpu, room: int, on_progress: Callable[[float], bool]) -> _Kept:
+    """The file of `wish`, or the copy of it that a processor computes faster with."""
+    path = Path(wish.path)
+    # On a GPU what counts is how few bytes a token's weights are.
+    if not wish.unpack_folder or gpu.layers:
+        return _Kept(path)
+    folder = Path(wish.unpack_folder)
+    try:
+        copy = copy_of(path, folder)
+        size = copy.stat().st_size if copy.is_file() else size_unpacked(library, path)
+        if not size:
+            return _Kept(path)
+        if _least(size, size) + _CACHE_ROOM > room:
+            raise CannotUnpack(_TOO_LITTLE)
+        return _Kept(unpacked(library, path, folder, on_progress) or path, _WHOLE_BYTES)
+    except CannotUnpack as error:
+        return _Kept(path, _AS_IN_FILE.format(error))
+
+
+def _foreseen(library: Library, wish: Load, size: int, room: int) -> tuple[int, str]:
+    """The size of the file that `_kept` would take, and what it would say."""
+    try:
+        larger = size_unpacked(library, Path(wish.path))
+    except CannotUnpack as error:
+        return size, _AS_IN_FILE.format(error)
+    if not larger:
+        return size, ""
+    if _least(larger, larger) + _CACHE_ROOM > room:
+        return size, _AS_IN_FILE.format(_TOO_LITTLE)
+    return larger, _WHOLE_BYTES
+
+
+def _least(weights: int, size: int) -> int:
+    """What a model takes at least, beside the library."""
+    return weights + VOCABULARY_BYTES + compute_bytes(size)
+
+
+def _model(
+    library: Library, kept: _Kept, original: Path, gpu: _Gpu, on_progress: Callable[[float], bool]
+) -> tuple[Model, _Kept]:
+    if kept.path != original:
+        try:
+            return Model(library, kept.path, gpu.layers, on_progress), kept
+        except NativeError as error:
+            # A disk may lose what was written; the copy can be made again.
+            with suppress(OSError):
+                kept.path.unlink()
+            kept = _Kept(original, _AS_IN_FILE.format(f"the copy was damaged ({error}) and is made again"))
+    return _original(library, original, gpu, on_progress), kept
+
+
+def _original(library: Library, path: Path, gpu: _Gpu, on_progress: Callable[[float], bool]) -> Model:
     try:
         return Model(library, path, gpu.layers, on_progress)
     except NativeError as error:

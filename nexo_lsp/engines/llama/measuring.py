@@ -13,7 +13,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -219,7 +219,9 @@ def measure_models(library: Library, wish: Load, tell: Tell) -> Figures:
     """Load what `wish` names, and measure it. Raises `LoadError` and `NativeError`."""
     physical = psutil.cpu_count(logical=False) or processors()
     counts = (wish.threads,) if wish.threads else thread_counts(min(physical, processors()), processors())
-    small = Load(wish.path, _CONTEXT, counts[-1], 1, wish.gpu_layers, memory_limit_mb=wish.memory_limit_mb)
+    small = replace(
+        wish, context_tokens=_CONTEXT, threads=counts[-1], sequences=1, prefix_folder="", draft_path=""
+    )
     tell(0, 1, f"loading {Path(wish.path).name}")
     loaded = load(library, small, lambda _share: True)
     patience = find_patience()
@@ -236,7 +238,9 @@ def measure_models(library: Library, wish: Load, tell: Tell) -> Figures:
 def _draft(library: Library, wish: Load, model: Model, threads: int) -> tuple[float | None, str]:
     if not wish.draft_path:
         return None, ""
-    small = Load(wish.draft_path, _CONTEXT, threads, 1, wish.gpu_layers)
+    small = replace(
+        wish, path=wish.draft_path, context_tokens=_CONTEXT, threads=threads, sequences=1, draft_path=""
+    )
     try:
         draft = load(library, small, lambda _share: True)
     except LoadError as error:

@@ -55,6 +55,8 @@ class Load:
     """Where evaluated static prompt prefixes are kept between two runs; empty keeps none."""
     draft_path: str = ""
     """A smaller model of the same vocabulary that may draft; empty: none."""
+    unpack_folder: str = ""
+    """Where a copy of the model with its weights in whole bytes may be kept (`unpacking.py`); empty: none."""
     kind: Literal["load"] = "load"
 
 
@@ -123,6 +125,8 @@ class Loaded:
     gpu_layers: int = 0
     notes: tuple[str, ...] = ()
     """What is less than was asked for, each with its reason; for people."""
+    weights: str = ""
+    """How the weights are kept, and why, where there was a choice; for people."""
     kind: Literal["loaded"] = "loaded"
 
 

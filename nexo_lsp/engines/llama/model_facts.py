@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import math
 import os
 from pathlib import Path
@@ -10,6 +11,22 @@ from typing import Any
 
 from nexo_lsp.engines.llama.budget import ModelFacts
 from nexo_lsp.engines.llama.native import Library
+
+_END_BYTES = 2**20
+
+
+def content_key(path: Path, more: str = "") -> str:
+    """What stands for a file's content, and for `more`: its ends count, and its size.
+
+    To read all of it would take longer than what is kept under this key saves. Raises `OSError`.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{more}{size}".encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_END_BYTES))
+        file.seek(-min(_END_BYTES, size), os.SEEK_END)
+        digest.update(file.read())
+    return digest.hexdigest()
 
 
 def facts_of(c: Any, handle: Any, file_bytes: int) -> ModelFacts:

@@ -56,6 +56,7 @@ class NativeProvider:
             gpu_layers=gpu_layers_of(self.settings.gpu_layers),
             memory_limit_mb=self.settings.memory_limit_mb,
             prefix_folder=self.prefixes,
+            unpack_folder=unpack_folder(self.settings, self.home()),
             idle_unload_s=self.settings.idle_unload_minutes * 60,
         )
         spawn = _shared(self.home()) if self.settings.shared else spawn_private
@@ -132,6 +133,11 @@ def _shared(where: Folders) -> Spawn:
         return await (await asyncio.to_thread(make))(wish)
 
     return spawn
+
+
+def unpack_folder(settings: EngineSettings, where: Folders) -> Path | None:
+    """Where copies of models with weights in whole bytes are kept, if the settings allow any."""
+    return where.unpacked if settings.unpack_weights else None
 
 
 def gpu_layers_of(setting: str | int) -> int | None:

@@ -18,6 +18,7 @@ OUTLOOK = {
     "plan": {"context_tokens": 8192, "kv_type": "f16", "total_bytes": 791 * 2**20},
     "why": "23,073 MB are free",
     "notes": [],
+    "weights": "",
 }
 
 
@@ -35,6 +36,11 @@ def test_everything_fits() -> None:
     assert device.value == "CPU, 2 threads"
     assert context.value == "8,192 tokens as f16, about 791 MB in all with the model; 23,073 MB are free"
     assert {check.state for check in (gpu, device, context)} == {"ok"}
+
+
+def test_how_the_weights_are_kept_is_told() -> None:
+    *_, weights = checks(said(outlook={**OUTLOOK, "weights": "kept in whole bytes"}))
+    assert (weights.name, weights.state, weights.value) == ("weights", "ok", "kept in whole bytes")
 
 
 def test_what_is_less_than_asked_for_is_seen() -> None:
@@ -73,8 +79,8 @@ def test_the_settings_reach_the_library() -> None:
         return said(outlook=None)
 
     settings = EngineSettings(gpu_layers="all", memory_limit_mb=900, context_tokens=2048, threads=3)
-    assert [check.name for check in bounds(settings, None, ask)] == ["GPU"]
-    assert asked == [Load("", 2048, 3, gpu_layers=-1, memory_limit_mb=900)]
+    assert [check.name for check in bounds(settings, None, ask, unpack_folder=Path("copies"))] == ["GPU"]
+    assert asked == [Load("", 2048, 3, gpu_layers=-1, memory_limit_mb=900, unpack_folder="copies")]
 
 
 def test_the_library_can_be_asked(tmp_path: Path) -> None:
