@@ -6,7 +6,8 @@ import zlib
 from array import array
 from dataclasses import dataclass, field
 
-from nexo_lsp.engines.llama.prefix_cache import Lease, PrefixCache
+from nexo_lsp.engines.llama.leases import Lease
+from nexo_lsp.engines.llama.prefix_cache import PrefixCache
 
 CELL_BYTES = 12
 
@@ -18,6 +19,7 @@ class FakeMemory:
         self.capacity = capacity
         self.cells: list[list[tuple[int, int]]] = [[] for _ in range(sequences)]
         self.made = 0
+        self.clears = 0
         self.saves = 0
         self.restores = 0
         self.partial = True
@@ -49,6 +51,11 @@ class FakeMemory:
         assert not self.cells[target], "copies go into empty sequences"
         assert 0 < length <= len(self.cells[source]), "only what exists is copied"
         self.cells[target] = self.cells[source][:length]
+
+    def clear(self) -> None:
+        self.clears += 1
+        for cells in self.cells:
+            cells.clear()
 
     def save(self, sequence: int) -> bytes:
         self.saves += 1

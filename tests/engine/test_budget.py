@@ -34,7 +34,6 @@ def test_everything_fits() -> None:
     assert (made.context_tokens, made.sequences, made.kv_type, made.reduced) == (8192, 8, "f16", ())
     assert made.cache_bytes == 96 * MIB
     assert made.total_bytes == FIXED + 96 * MIB
-    assert not made.flash_attention
 
 
 def test_the_cache_is_compressed_before_it_is_shortened() -> None:
@@ -43,6 +42,17 @@ def test_the_cache_is_compressed_before_it_is_shortened() -> None:
     assert made.flash_attention, "llama.cpp keeps no quantised V without it"
     assert made.cache_bytes == 51 * MIB
     assert made.reduced == ("the cache is kept as q8_0 instead of f16: memory is short",)
+
+
+def test_attention_is_computed_as_a_whole_where_there_is_memory_for_it() -> None:
+    # 14 heads, 256 tokens a step, 6 bytes: 168 MiB for 8,192 tokens.
+    facts = replace(FACTS, step_bytes=14 * 256 * 6)
+    roomy, tight = (with_cache(96 + more, facts=facts) for more in (168, 167))
+    assert (roomy.flash_attention, roomy.total_bytes) == (False, FIXED + (96 + 168) * MIB)
+    assert (tight.flash_attention, tight.total_bytes) == (True, FIXED + 96 * MIB)
+    assert (tight.context_tokens, tight.kv_type, tight.reduced) == (8192, "f16", ())
+    assert with_cache(1000, Wish(8192, kv_type="q8_0"), facts).flash_attention
+    assert with_cache(1000).flash_attention, "on a GPU"
 
 
 def test_a_shorter_context_fills_what_there_is() -> None:

@@ -44,7 +44,9 @@ def test_the_facts_of_a_file(library: Library, tiny_model: Path) -> None:
     size = tiny_model.stat().st_size
     facts = look_into(library, tiny_model, size)
     # 2 layers, 4 heads of 16 values, K and V, 2 bytes each.
-    expected = ModelFacts(size, 0, 2 * 2 * 2 * 4 * 16, trained_tokens=8192, head_size=16, layers=2)
+    expected = ModelFacts(
+        size, 0, 2 * 2 * 2 * 4 * 16, trained_tokens=8192, head_size=16, layers=2, step_bytes=256 * 6 * 4
+    )
     assert facts == expected
     model = attempt(library, Load(str(tiny_model), 512), machine())
     assert facts_of(library.c, model.model.handle, size) == expected

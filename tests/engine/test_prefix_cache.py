@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nexo_lsp.engines.llama.prefix_cache import common_prefix
+from nexo_lsp.engines.llama.leases import common_prefix
 from nexo_lsp.engines.llama.prefix_store import PrefixStore
 
 from .fake_memory import Bench, text
@@ -110,7 +110,12 @@ class Chaos:
         self.bench = Bench(
             sequences=self.random.choice([1, 2, 3, 8]),
             capacity=self.random.choice([300, 1000, 100_000]),
-            options={"live_cells": self.live_cells, "swap_bytes": self.swap_bytes, "store": store},
+            options={
+                "live_cells": self.live_cells,
+                "swap_bytes": self.swap_bytes,
+                "store": store,
+                "alone": seed % 2 == 1,
+            },
         )
         self.jobs: dict[int, tuple[list[int], str]] = {}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nexo_lsp.engines.llama import radix
-from nexo_lsp.engines.llama.prefix_cache import Lease
+from nexo_lsp.engines.llama.leases import Lease
 from nexo_lsp.engines.llama.prefix_store import PrefixStore
 from nexo_lsp.engines.llama.swap import SwapSpace
 
@@ -55,7 +55,7 @@ def test_a_state_that_is_too_large_is_not_even_saved_a_second_time() -> None:
 def test_a_short_tail_is_not_worth_a_state() -> None:
     bench = Bench(options={"swap_bytes": 1_000_000})
     bench.job(text(1, 500) + text(2, 60), "a")
-    bench.job(text(1, 250) + text(3, 40), "b")
+    bench.job(text(1, 250) + text(3, 15), "b")
     while bench.cache.evict():
         pass
     assert bench.cache.cells == 0
@@ -348,3 +348,49 @@ def test_a_stored_prefix_that_vanished_is_evaluated_and_stored_again(tmp_path: P
     path.unlink()
     assert bench.job(text(1, 300), static=300) == 0
     assert path.exists()
+
+
+def test_what_is_finished_leaves_when_a_job_begins() -> None:
+    bench = Bench(options={"swap_bytes": 1_000_000, "alone": True})
+    bench.job(text(1, 400))
+    assert bench.cache.kept == 1
+    lease = bench.acquire(text(2, 300))
+    assert lease is not None
+    assert (bench.cache.kept, bench.memory.used) == (0, 0)
+    assert bench.evaluate(lease.sequence, text(2, 300))
+    bench.release(lease.sequence)
+    assert bench.job([*text(1, 400), 7]) == 400, "and comes back"
+    assert bench.memory.used == 401
+
+
+def test_what_a_job_shares_with_a_finished_one_stays_and_its_tail_goes() -> None:
+    bench = Bench(options={"swap_bytes": 1_000_000, "alone": True})
+    bench.job(text(1, 200) + text(2, 300), "a")
+    lease = bench.acquire(text(1, 200) + text(3, 50), "b")
+    assert lease is not None
+    assert (lease.cached, bench.memory.used) == (200, 200)
+    assert bench.memory.restores == 0
+    assert bench.job(text(1, 200) + text(2, 300) + [7], "a") == 500
+
+
+def test_nothing_is_lost_for_being_alone() -> None:
+    bench = Bench(options={"swap_bytes": 200 * CELL_BYTES, "alone": True})
+    bench.job(text(1, 100))
+    bench.job(text(2, 400))
+    # How large a token's state is is known from the first one: this one has no room in the swap.
+    bench.job(text(3, 100))
+    assert bench.job([*text(2, 400), 7]) == 400
+
+
+def test_who_was_behind_others_moves_to_the_front_once_they_have_gone() -> None:
+    bench = Bench(options={"swap_bytes": 1_000_000, "alone": True})
+    first = bench.acquire(text(1, 300))
+    assert first is not None
+    assert bench.evaluate(first.sequence, text(1, 300))
+    bench.job(text(2, 200), "b")
+    bench.release(first.sequence)
+    assert bench.memory.clears == 0
+    assert bench.job([*text(2, 200), 7], "b") == 200
+    assert bench.memory.clears == 1
+    assert bench.job([*text(2, 200), 7, 8], "b") == 201
+    assert bench.memory.clears == 1, "there was nobody in front of it any more"

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from nexo_lsp.engines.llama.leases import common_prefix
 from nexo_lsp.engines.llama.loading import LoadedModel, load
 from nexo_lsp.engines.llama.messages import Load
 from nexo_lsp.engines.llama.native import Library, Model
-from nexo_lsp.engines.llama.prefix_cache import PrefixCache, common_prefix
+from nexo_lsp.engines.llama.prefix_cache import PrefixCache
 from nexo_lsp.engines.llama.prompts import PromptError, Prompts
 from nexo_lsp.engines.llama.text_stream import TextStream
 from nexo_lsp.generation import ChatPrompt, InfillPrompt, InfillTemplate, Message, Role

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nexo_lsp.engines.llama import radix
 from nexo_lsp.engines.llama.cells import Cells
-from nexo_lsp.engines.llama.prefix_cache import common_prefix
+from nexo_lsp.engines.llama.leases import common_prefix
 from nexo_lsp.engines.llama.radix import RadixTree
 
 from .fake_memory import FakeMemory

@@ -49,7 +49,12 @@ def test_every_request_ends_once_and_every_sequence_is_somebodys(
     bench = Bench(loaded)
     swap = chance.choice([0, 2**22])
     cache = PrefixCache(
-        context, context.sequences, live_cells=context.tokens // 2, swap_bytes=swap, clock=lambda: bench.now
+        context,
+        context.sequences,
+        live_cells=context.tokens // 2,
+        swap_bytes=swap,
+        clock=lambda: bench.now,
+        alone=not context.flash_attention,
     )
     scheduler = Scheduler(loaded.model, context, bench.said.append, lambda: bench.now, cache=cache)
     evaluate = context.evaluate

@@ -13,6 +13,11 @@ after a prompt of 600 tokens (0.5B) or 520 (1.5B):
 | 1.5B | 1,065 | 1,024 f16: 28 | 54 | 1,758 | 1,788 | 1,859 |
 | 1.5B | 1,065 | 8,192 f16: 224 | 54 | 1,758 | 1,984 | 2,057 |
 
+These are with flash attention. Without it, in batches of 256, a step takes some 21 KB more for each token of
+the 0.5B's context that is in use: 14 heads compare 256 tokens with each of them, and what comes of it is kept
+as a float and copied in parts (795 MiB after 600 tokens, 825 after 2,048, 946 after 7,892; weights in whole
+bytes).
+
 So the cache is what the arithmetic says, and the rest hardly depends on the context. The weights of the 1.5B
 take more than their file: llama.cpp keeps a second copy of some tensors in the order that the processor
 likes. That cannot be known from the file, so the plan is made from what is held once the weights are loaded.
@@ -64,6 +69,9 @@ class ModelFacts:
     """How far the model was trained to look back; 0 if unknown."""
     head_size: int = Q8_BLOCK
     layers: int = 0
+    step_bytes: int = 0
+    """What a step takes beside that for each token of the context, where attention looks at all of it at once
+    (without flash attention); 0 where it never does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +96,8 @@ class Plan:
     """What the worker is expected to take in all, at work."""
     reduced: tuple[str, ...] = ()
     """What is less than was asked for, each with its reason; for people."""
-
-    @property
-    def flash_attention(self) -> bool:
-        """Whether it must be on: without it llama.cpp keeps no quantised V."""
-        return self.kv_type != "f16"
+    flash_attention: bool = True
+    """Slower on a processor (see `native.Context`), but steps take little memory, and V may be quantised."""
 
 
 def compute_bytes(file_bytes: int) -> int:
@@ -147,7 +152,10 @@ def plan(facts: ModelFacts, wish: Wish, allowed_bytes: int, why: str) -> Plan:
     if tokens < whole:
         sequences = min(sequences, max(1, tokens // _TOKENS_A_SEQUENCE))
     cache = cache_bytes(facts, tokens, kind)
-    return Plan(tokens, sequences, kind, cache, fixed + cache, tuple(reduced))
+    whole_steps = facts.step_bytes * tokens
+    flash = not whole_steps or kind != "f16" or fixed + cache + whole_steps > allowed_bytes
+    total = fixed + cache + (0 if flash else whole_steps)
+    return Plan(tokens, sequences, kind, cache, total, tuple(reduced), flash)
 
 
 def _kinds(facts: ModelFacts, wish: Wish) -> tuple[KvType, ...]:

@@ -71,7 +71,8 @@ class LoadedModel:
         except OSError:
             return None
         build = importlib.metadata.version("llama-cpp-python"), c.llama_print_system_info()
-        return f"{key} {build} {self.context.kv_type} flash-attention {self.info.gpu_layers}"
+        kept = f"{self.context.kv_type} {'flash' if self.context.flash_attention else 'whole'} attention"
+        return f"{key} {build} {kept} {self.info.gpu_layers}"
 
     def close(self) -> None:
         """Free its memory."""
@@ -136,6 +137,7 @@ def load(
             # What is mapped from the file is not counted everywhere before it is used.
             held_bytes=max(machine.resident(), before + weights),
             token_bytes=round(facts.token_bytes * gpu.host_share),
+            step_bytes=0 if gpu.layers else facts.step_bytes,
         )
         made = _plan(path, wish, facts, allowed)
         threads = wish.threads or default_threads()
@@ -199,6 +201,7 @@ def outlook(library: Library, wish: Load, machine: Machine | None = None) -> Out
         facts,
         held_bytes=before + weights + VOCABULARY_BYTES,
         token_bytes=round(facts.token_bytes * gpu.host_share),
+        step_bytes=0 if gpu.layers else facts.step_bytes,
     )
     made = _plan(path, wish, facts, allowed)
     device = _device(gpu, wish.threads or default_threads())
@@ -348,7 +351,14 @@ def _plan(path: Path, wish: Load, facts: ModelFacts, allowed: _Allowed) -> Plan:
 
 def _context(model: Model, made: Plan, threads: int) -> Context:
     try:
-        return Context(model, made.context_tokens, made.sequences, threads, made.kv_type)
+        return Context(
+            model,
+            made.context_tokens,
+            made.sequences,
+            threads,
+            made.kv_type,
+            flash_attention=made.flash_attention,
+        )
     except NativeError as error:
         raise LoadError(
             LoadFailure.MEMORY,

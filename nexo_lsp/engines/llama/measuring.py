@@ -81,6 +81,7 @@ class Measurement:
         self._began = clock()
         self._tokens = _tokens(loaded.model)
         self._kv_type = loaded.info.kv_type
+        self._flash_attention = loaded.context.flash_attention
         self._contexts: dict[int, Context] = {}
         self._settings = [
             _Setting(count, patient)
@@ -125,7 +126,9 @@ class Measurement:
     def _prompt_speed(self, threads: int) -> float:
         self._next(f"a prompt with {threads} thread{'s' if threads > 1 else ''}")
         self._wait(patient=True)
-        context = self._contexts[threads] = Context(self._model, _CONTEXT, 1, threads, self._kv_type)
+        context = self._contexts[threads] = Context(
+            self._model, _CONTEXT, 1, threads, self._kv_type, flash_attention=self._flash_attention
+        )
         times = [
             self._evaluate(context, at, self._tokens[at : at + _CHUNK], logits=0)
             for at in range(0, _FILLED, _CHUNK)

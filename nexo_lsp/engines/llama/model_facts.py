@@ -13,6 +13,9 @@ from nexo_lsp.engines.llama.budget import ModelFacts
 from nexo_lsp.engines.llama.native import Library
 
 _END_BYTES = 2**20
+_STEP_TOKENS, _STEP_VALUE_BYTES = 256, 6
+"""Tokens of the largest step without flash attention, and what a comparison of two tokens takes: measured,
+see `budget.py`."""
 
 
 def content_key(path: Path, more: str = "") -> str:
@@ -45,6 +48,7 @@ def facts_of(c: Any, handle: Any, file_bytes: int) -> ModelFacts:
         trained_tokens=int(c.llama_model_n_ctx_train(handle)),
         head_size=math.gcd(key, value),
         layers=layers,
+        step_bytes=_STEP_TOKENS * _STEP_VALUE_BYTES * heads,
     )
 
 

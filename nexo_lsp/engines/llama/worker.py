@@ -184,6 +184,7 @@ class Worker:
                 swap_bytes=_SWAP_BYTES,
                 store=store,
                 clock=self._clock,
+                alone=not context.flash_attention,
             ),
             unread=self._has_unread,
             waiting=self._waiting,
