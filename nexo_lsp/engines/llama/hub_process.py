@@ -21,7 +21,7 @@ from pathlib import Path
 
 from nexo_lsp.engines.llama.channel import Channel, ChannelError, Door
 from nexo_lsp.engines.llama.endpoint import Endpoint, EndpointFile
-from nexo_lsp.engines.llama.hosting import claim_stdout, ignore_interrupts
+from nexo_lsp.engines.llama.hosting import claim_stdout, ignore_interrupts, return_memory
 from nexo_lsp.engines.llama.hub import Guest, Hub
 from nexo_lsp.engines.llama.messages import BadMessage, decode_to_worker, encode
 from nexo_lsp.engines.llama.waiting import prepare_openmp
@@ -64,6 +64,7 @@ def main() -> None:
     starter = claim_stdout()
     if sys.platform != "win32":
         os.umask(0o077)
+    return_memory()
     prepare_openmp(os.environ)
     hub = Hub()
     door = Door(Path(options.folder))

@@ -67,8 +67,8 @@ class PrefixCache:
         """`live_cells`: tokens that finished sequences may hold in the context, None for no bound.
 
         `swap_bytes`: memory for what is swapped out; 0 forgets instead. `store`: for static prefixes.
-        `alone`: a job's every step looks at what finished ones hold too, so they are swapped out when it begins (to
-        bring a token back takes 4 µs, to look past it 1.6 µs for each token that is evaluated).
+        `alone`: a job's every step looks at what finished ones hold too, so they are swapped out when it
+        begins (to bring a token back takes 4 µs, to look past it 1.6 µs for each token that is evaluated).
         """
         self._memory = memory
         self._alone = alone and swap_bytes > 0

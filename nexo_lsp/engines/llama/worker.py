@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nexo_lsp.engines.llama.draft_model import Draft, load_draft
-from nexo_lsp.engines.llama.hosting import claim_stdout, ignore_interrupts
+from nexo_lsp.engines.llama.hosting import claim_stdout, ignore_interrupts, return_memory
 from nexo_lsp.engines.llama.loading import LoadedModel, LoadError, load
 from nexo_lsp.engines.llama.messages import (
     BadMessage,
@@ -228,6 +228,7 @@ def main() -> None:
     """Host a worker in this process: messages on stdin and on what was stdout."""
     ignore_interrupts()
     channel = claim_stdout()
+    return_memory()
     prepare_openmp(os.environ)
     inbox: queue.SimpleQueue[ToWorker | BadMessage | None] = queue.SimpleQueue()
     ended = False
