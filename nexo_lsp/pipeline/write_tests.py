@@ -99,13 +99,13 @@ class TestWriter:
 
 
 def _whole_statements(task: Task, text: str) -> str:
-    """`text`, cut back to the last blank line before which it parses, if all of it does not."""
+    """`text`, cut back to the last line up to which it parses, if all does not: its end may be cut off."""
     language = task.snapshot.language
     tree = parse(language, text) if language is not None else None
     if language is None or tree is None or tree.error_count() == 0:
         return text
     at = len(text.rstrip())
-    while (at := text.rfind("\n\n", 0, at)) > 0:
+    while (at := text.rfind("\n", 0, at)) > 0:
         shorter = text[:at].rstrip() + "\n"
         cut = parse(language, shorter)
         if cut is not None and cut.error_count() == 0 and re.search(r"test", shorter, re.IGNORECASE):

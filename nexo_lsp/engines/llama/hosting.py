@@ -21,9 +21,9 @@ def ignore_interrupts() -> None:
 def return_memory() -> None:
     """Let large blocks go back to the system when they are freed, where the allocator is glibc's.
 
-    Evaluated prompts are saved as blocks of megabytes that come and go. glibc maps such blocks apart, but after
-    the first one that is freed it takes all smaller ones from its heap (`mallopt(3)`, M_MMAP_THRESHOLD), where
-    holes between them stay. A threshold that is set stays where it is.
+    Evaluated prompts are saved as blocks of megabytes that come and go. glibc maps such blocks apart, but
+    after the first one that is freed it takes all smaller ones from its heap (`mallopt(3)`,
+    M_MMAP_THRESHOLD), where holes between them stay. A threshold that is set stays where it is.
     """
     if sys.platform == "linux":
         # Other C libraries have no such function, and no need of it.
