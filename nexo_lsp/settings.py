@@ -68,8 +68,8 @@ class EngineSettings(_Section):
         default=True,
         description="Whether a copy of the model is kept whose weights take whole bytes: the same values, "
         "which a processor reads prompts up to a third faster with, for more disk and memory (the default "
-        "model: 0.6 GB of disk, 0.1 GB of memory). It is made once, in some seconds, where the model has "
-        "weights of that kind and no GPU is used.",
+        "model: 0.6 GB of disk, 0.1 GB of memory). It is made once, in some seconds, for models with weights "
+        "in five bits on x86-64 processors, where no GPU is used.",
     )
 
 

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -43,11 +44,16 @@ _TURN_S = 600.0
 _FAILURES = (NexoError, httpx.HTTPError, OSError, RuntimeError, TimeoutError)
 
 
-async def run(workload: Workload, setting: Setting, size: Size, results: report.Results) -> None:
+async def run(
+    workload: Workload, setting: Setting, size: Size, results: report.Results, without: Sequence[str] = ()
+) -> None:
     """All rounds of one workload; each competitor has its turn in each, and another is first each time."""
     present: list[Competitor] = []
     try:
         for name in workload.competitors:
+            if name in without:
+                results.lacks(workload.id, name, "left out of this run")
+                continue
             try:
                 competitor = competitors.make(name, setting)
                 present.append(competitor)
@@ -105,6 +111,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--functions", type=int, default=10, help="how many W2 has")
     parser.add_argument("--only", default="", help="workloads, separated by commas")
+    parser.add_argument("--without", default="", help="competitors to leave out, separated by semicolons")
     parser.add_argument("--quick", action="store_true", help="hardly anything of each, to see that it works")
     parser.add_argument("--build", action="store_true", help="build llama-server if it is nowhere")
     parser.add_argument("--model", type=Path)
@@ -125,7 +132,7 @@ async def measure(wanted: argparse.Namespace, setting: Setting) -> report.Result
     for workload in WORKLOADS:
         if (only and not workload.id.startswith(only)) or workload.id in results.samples:
             continue
-        await run(workload, setting, size, results)
+        await run(workload, setting, size, results, wanted.without.split(";"))
         if wanted.state is not None:
             wanted.state.write_text(json.dumps(asdict(results)), "utf-8")
     return results

@@ -10,9 +10,10 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nexo_lsp.generation import ChatPrompt, InfillPrompt, Request
 
@@ -29,13 +30,15 @@ class LlamaPython:
         self._command = [sys.executable, "-m", "benchmarks.engine.llama_python", *words]
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
+        self._log: IO[bytes] | None = None
 
     async def start(self) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the process
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
+            stderr=self._log,
             limit=_LIMIT,
             cwd=ROOT,
         )
@@ -66,6 +69,9 @@ class LlamaPython:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     @property
     def _child(self) -> asyncio.subprocess.Process:
@@ -76,8 +82,15 @@ class LlamaPython:
     async def _read(self) -> dict[str, Any]:
         line = await self._child.stdout.readline()  # type: ignore[union-attr]
         if not line:
-            raise RuntimeError(f"the process of {self.name} has ended")
+            raise RuntimeError(f"the process has ended: {self._last_words()}")
         return json.loads(line)
+
+    def _last_words(self) -> str:
+        if self._log is None:
+            return ""
+        self._log.seek(0)
+        lines = self._log.read().decode("utf-8", "replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")[:200]
 
 
 def _asked(request: Request) -> dict[str, Any]:

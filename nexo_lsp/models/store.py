@@ -13,6 +13,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -192,13 +193,15 @@ class ModelStore:
         path = self.folder / (entry.file if entry is not None else name)
         partial = _partial(path)
         # What an engine made of it for itself is of no use without it.
-        copies = tuple((self.folder / UNPACKED).glob(f"{path.stem}.*.gguf"))
+        copy = re.compile(re.escape(path.stem) + r"\.[0-9a-f]{16}\.(gguf|partial)")
+        copies = tuple(file for file in (self.folder / UNPACKED).glob("*") if copy.fullmatch(file.name))
         freed = sum(map(size_of, (path, partial, *copies)))
         if not path.exists() and not partial.exists():
             raise ModelMissing(f"The model {name} is not on this machine; there is nothing to remove.")
         try:
             with filelock.FileLock(_lock_file(path), timeout=0):
-                for file in (path, partial, record_file(path), *copies):
+                # What an engine may have open (Windows) goes first: if that fails, nothing is lost.
+                for file in (*copies, path, partial, record_file(path)):
                     file.unlink(missing_ok=True)
         except filelock.Timeout as error:
             raise ModelError(f"{path.name} is being fetched by another process; stop that first.") from error

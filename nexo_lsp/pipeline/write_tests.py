@@ -30,6 +30,14 @@ class _Place:
     """The first lines of the tests: imports, and the start of the first test."""
 
 
+_CHECKS = re.compile(
+    r"assert|expect|raises|throw|should|\brequire\.|panic|\bt\.(?:error|fatal)", re.IGNORECASE
+)
+"""How tests of many languages check something."""
+_OPENS = re.compile(r"[:{(\[,]\s*\Z")
+"""A line that more has to follow, which not every grammar calls an error."""
+
+
 class TestWriter:
     """Carries out `tests`."""
 
@@ -99,7 +107,10 @@ class TestWriter:
 
 
 def _whole_statements(task: Task, text: str) -> str:
-    """`text`, cut back to the last line up to which it parses, if all does not: its end may be cut off."""
+    """`text`, cut back to the last line up to which it parses, if all does not: its end may be cut off.
+
+    The last test has to check something: half a test would always pass, or be no code at all.
+    """
     language = task.snapshot.language
     tree = parse(language, text) if language is not None else None
     if language is None or tree is None or tree.error_count() == 0:
@@ -107,8 +118,11 @@ def _whole_statements(task: Task, text: str) -> str:
     at = len(text.rstrip())
     while (at := text.rfind("\n", 0, at)) > 0:
         shorter = text[:at].rstrip() + "\n"
+        last = shorter.rpartition("\n\n")[2]
+        if _CHECKS.search(last) is None or _OPENS.search(shorter) is not None:
+            continue
         cut = parse(language, shorter)
-        if cut is not None and cut.error_count() == 0 and re.search(r"test", shorter, re.IGNORECASE):
+        if cut is not None and cut.error_count() == 0:
             return shorter
     raise EditRefused("The generated tests do not parse, so nothing was written. Try again.")
 

@@ -45,10 +45,10 @@ def test_the_cache_is_compressed_before_it_is_shortened() -> None:
 
 
 def test_attention_is_computed_as_a_whole_where_there_is_memory_for_it() -> None:
-    # 14 heads, 256 tokens a step, 6 bytes: 168 MiB for 8,192 tokens.
+    # 14 heads, 256 tokens a step, 6 bytes: 168 MiB for 8,192 tokens; and 128 for what is swapped out.
     facts = replace(FACTS, step_bytes=14 * 256 * 6)
-    roomy, tight = (with_cache(96 + more, facts=facts) for more in (168, 167))
-    assert (roomy.flash_attention, roomy.total_bytes) == (False, FIXED + (96 + 168) * MIB)
+    roomy, tight = (with_cache(96 + more, facts=facts) for more in (296, 295))
+    assert (roomy.flash_attention, roomy.total_bytes) == (False, FIXED + (96 + 296) * MIB)
     assert (tight.flash_attention, tight.total_bytes) == (True, FIXED + 96 * MIB)
     assert (tight.context_tokens, tight.kv_type, tight.reduced) == (8192, "f16", ())
     assert with_cache(1000, Wish(8192, kv_type="q8_0"), facts).flash_attention

@@ -382,6 +382,25 @@ def test_nothing_is_lost_for_being_alone() -> None:
     assert bench.job([*text(2, 400), 7]) == 400
 
 
+def test_what_somebody_types_in_stays_in_the_swap() -> None:
+    bench = Bench(options={"swap_bytes": 3 * (300 * CELL_BYTES + 4), "alone": True})
+    bench.job(text(1, 300), "infill:a")
+    for seed in range(2, 8):
+        bench.job(text(seed, 300), "review")
+        bench.now += 1
+    assert bench.job([*text(1, 300), 7], "infill:a") == 300
+
+
+def test_what_was_brought_back_behind_another_moves_to_the_front() -> None:
+    bench = Bench(options={"swap_bytes": 1_000_000, "alone": True})
+    bench.job(text(9, 5) + text(1, 300), "a")
+    bench.job(text(9, 5) + text(2, 300), "b")
+    clears = bench.memory.clears
+    # The last one has the first five tokens too, so it stays until this one has been brought back.
+    assert bench.job([*text(9, 5), *text(1, 300), 7], "a") == 305
+    assert bench.memory.clears == clears + 1
+
+
 def test_who_was_behind_others_moves_to_the_front_once_they_have_gone() -> None:
     bench = Bench(options={"swap_bytes": 1_000_000, "alone": True})
     first = bench.acquire(text(1, 300))

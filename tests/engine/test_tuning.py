@@ -131,7 +131,7 @@ def test_figures_of_another_build_or_machine_do_not_count(
         "",
         "{",
         "[]",
-        '{"version": 2, "models": {}}',
+        '{"version": 99, "models": {}}',
         '{"version": 1}',
         '{"version": 1, "models": {"x": {}}}',
         "\x00ÿ",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -12,19 +13,23 @@ import gguf
 import numpy as np
 import pytest
 
-from nexo_lsp.engines.llama import unpacking
 from nexo_lsp.engines.llama.budget import MIB
 from nexo_lsp.engines.llama.free_memory import Free
-from nexo_lsp.engines.llama.loading import LoadedModel, Machine, load, outlook
+from nexo_lsp.engines.llama.loading import LoadedModel, LoadError, Machine, load, outlook
 from nexo_lsp.engines.llama.messages import Load
 from nexo_lsp.engines.llama.native import Decoded, Library, Slice
-from nexo_lsp.engines.llama.unpacking import CannotUnpack, copy_of, in_whole_bytes, size_unpacked, unpacked
+from nexo_lsp.engines.llama.unpacking import CannotUnpack, Copy, copy_of, in_whole_bytes, unpack
 
 from .tiny_gguf import write_tiny_model
 
 Q5, Q8 = gguf.GGMLQuantizationType.Q5_0, gguf.GGMLQuantizationType.Q8_0
 TEXT = "def area(width, height):\n    return width * height\n"
 Usage = namedtuple("Usage", ("total", "used", "free"))
+
+
+@pytest.fixture(autouse=True)
+def measured_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +41,16 @@ def on_with(free: int = 10**11) -> Machine:
     return Machine(lambda: Free(free, f"{free} bytes are free"), lambda: 50 * MIB, lambda: ())
 
 
-def copied(library: Library, model: Path, folder: Path) -> Path:
-    copy = unpacked(library, model, folder, lambda _progress: True)
+def place_of(library: Library, model: Path, folder: Path) -> Copy:
+    copy = copy_of(library, model, folder)
     assert copy is not None
     return copy
+
+
+def copied(library: Library, model: Path, folder: Path) -> Path:
+    copy = place_of(library, model, folder)
+    unpack(library, copy, lambda _progress: True)
+    return copy.path
 
 
 def logits(loaded: LoadedModel) -> list[np.ndarray]:
@@ -67,7 +78,7 @@ def test_the_copy_says_the_same_to_the_last_bit(library: Library, packed: Path, 
     wish = Load(str(packed), 512, threads=1)
     before = load(library, wish, lambda _progress: True, on_with())
     after = load(library, _in(wish, tmp_path), lambda _progress: True, on_with())
-    assert after.path == copy_of(packed, tmp_path) != before.path
+    assert after.path == place_of(library, packed, tmp_path).path != before.path
     assert after.info.weights.startswith("kept in whole bytes")
     assert before.info.weights == ""
     for one, other in zip(logits(before), logits(after), strict=True):
@@ -75,8 +86,9 @@ def test_the_copy_says_the_same_to_the_last_bit(library: Library, packed: Path, 
 
 
 def test_only_what_pays_is_unpacked(library: Library, packed: Path, tmp_path: Path) -> None:
+    foreseen = place_of(library, packed, tmp_path)
     copy = copied(library, packed, tmp_path)
-    assert copy.stat().st_size == size_unpacked(library, packed)
+    assert copy.stat().st_size == foreseen.size
     before, after = gguf.GGUFReader(packed), gguf.GGUFReader(copy)
     kinds = {tensor.name: tensor.tensor_type for tensor in after.tensors}
     assert kinds["token_embd.weight"] == Q5
@@ -89,15 +101,38 @@ def test_only_what_pays_is_unpacked(library: Library, packed: Path, tmp_path: Pa
 def test_a_model_without_such_weights_needs_no_copy(
     library: Library, tiny_model: Path, tmp_path: Path
 ) -> None:
-    assert unpacked(library, tiny_model, tmp_path, lambda _progress: True) is None
-    assert size_unpacked(library, tiny_model) == 0
+    assert copy_of(library, tiny_model, tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_where_nobody_has_measured_it_there_is_no_copy(
+    library: Library, packed: Path, tmp_path: Path
+) -> None:
+    assert copy_of(library, packed, tmp_path, machine="x86_64") is not None
+    assert copy_of(library, packed, tmp_path, machine="arm64") is None
+
+
+def test_a_part_of_a_model_gets_no_copy(library: Library, packed: Path, tmp_path: Path) -> None:
+    part = shutil.copyfile(packed, tmp_path / "m-00001-of-00003.gguf")
+    assert copy_of(library, part, tmp_path) is None
+
+
+def test_a_file_that_was_mended_gets_a_copy_of_its_own(
+    library: Library, packed: Path, tmp_path: Path
+) -> None:
+    model = shutil.copyfile(packed, tmp_path / "m.gguf")
+    before = place_of(library, model, tmp_path).path
+    os.utime(model, (1e9, 1e9))
+    assert place_of(library, model, tmp_path).path != before
+
+
 def test_it_is_made_once(library: Library, packed: Path, tmp_path: Path) -> None:
-    copy = copied(library, packed, tmp_path)
+    first = place_of(library, packed, tmp_path)
+    copied(library, packed, tmp_path)
     told: list[float] = []
-    assert unpacked(library, packed, tmp_path, lambda progress: not told.append(progress)) == copy
+    # Found when it was looked for, or made by another process since.
+    for copy in (place_of(library, packed, tmp_path), first):
+        unpack(library, copy, lambda progress: not told.append(progress))
     assert told == []
 
 
@@ -109,8 +144,9 @@ def test_another_file_of_that_name_gets_another_copy(library: Library, packed: P
 
 
 def test_stopped_in_the_middle_it_leaves_nothing(library: Library, packed: Path, tmp_path: Path) -> None:
+    copy = place_of(library, packed, tmp_path)
     with pytest.raises(CannotUnpack, match="stopped"):
-        unpacked(library, packed, tmp_path, lambda progress: progress < 0.5)
+        unpack(library, copy, lambda progress: progress < 0.5)
     assert not [path for path in tmp_path.iterdir() if path.name != ".lock"]
 
 
@@ -130,7 +166,7 @@ def test_without_a_copy_the_model_is_loaded_as_it_is(
             why = "another process"
         case "folder":
             folder.write_text("no folder")
-            why = "could not be written"
+            why = "the copy could not be kept"
         case _:
             monkeypatch.setattr(os, "fsync", _no_space)
             why = "No space left"
@@ -172,6 +208,15 @@ def test_a_copy_that_the_disk_has_lost_is_thrown_away(library: Library, packed: 
     assert again.path == copy
 
 
+def test_half_a_model_is_damaged_and_nothing_else(library: Library, packed: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.gguf"
+    half.write_bytes(packed.read_bytes()[: packed.stat().st_size * 2 // 3])
+    wish = _in(Load(str(half), 512, threads=1), tmp_path / "copies")
+    with pytest.raises(LoadError, match="damaged, cut off"):
+        load(library, wish, lambda _progress: True, on_with())
+    assert not list((tmp_path / "copies").glob("half*"))
+
+
 def test_what_the_doctor_foresees_is_what_happens(library: Library, packed: Path, tmp_path: Path) -> None:
     wish = _in(Load(str(packed), 512, threads=1), tmp_path)
     foreseen = outlook(library, wish, on_with())
@@ -191,7 +236,8 @@ def test_copies_that_nobody_uses_go(
         os.utime(copy, (1e9 - age, 1e9 - age))
     third = copied(library, models[2], folder)
     assert {path.name for path in folder.glob("*.gguf")} == {first.name, third.name}
-    assert unpacking.copy_of(models[1], folder) == second
+    assert not place_of(library, models[1], folder).there
+    assert place_of(library, models[1], folder).path == second
 
 
 def _in(wish: Load, folder: Path) -> Load:

@@ -81,6 +81,17 @@ def test_what_others_did_while_nothing_was_asked_does_not_count() -> None:
     assert waiting.sure
 
 
+def test_a_long_step_is_no_rest() -> None:
+    machine, watched = Clockwork(), Watched()
+    waiting = Waiting(watched, machine.crowd(), processors=2)
+    for _ in range(3):
+        machine.run(2, others=0.05)
+        waiting.worked()
+        waiting.adapt(threads=2)
+    assert watched.said == [True, False]
+    assert waiting.sure
+
+
 def test_without_anything_to_change_nothing_is_looked_at() -> None:
     machine = Clockwork()
     waiting = Waiting(None, machine.crowd(), processors=2)

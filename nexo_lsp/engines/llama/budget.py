@@ -38,6 +38,9 @@ LEAST_TOKENS = 1024
 VOCABULARY_BYTES = 80 * MIB
 """What loading the weights takes beside them; measured 70 MiB with 152,000 tokens."""
 
+SWAP_BYTES = 128 * MIB
+"""What prompts may take that were moved out of the context: about 10,000 tokens of the 0.5B model."""
+
 _STEP_TOKENS = 256
 """llama.cpp rounds contexts to this."""
 _TOKENS_A_SEQUENCE = 256
@@ -153,8 +156,10 @@ def plan(facts: ModelFacts, wish: Wish, allowed_bytes: int, why: str) -> Plan:
         sequences = min(sequences, max(1, tokens // _TOKENS_A_SEQUENCE))
     cache = cache_bytes(facts, tokens, kind)
     whole_steps = facts.step_bytes * tokens
-    flash = not whole_steps or kind != "f16" or fixed + cache + whole_steps > allowed_bytes
-    total = fixed + cache + (0 if flash else whole_steps)
+    # Without flash attention the context holds little, and what was evaluated before is swapped out.
+    whole = fixed + cache + whole_steps + SWAP_BYTES
+    flash = not whole_steps or kind != "f16" or whole > allowed_bytes
+    total = fixed + cache if flash else whole
     return Plan(tokens, sequences, kind, cache, total, tuple(reduced), flash)
 
 

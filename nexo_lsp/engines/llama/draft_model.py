@@ -227,6 +227,7 @@ def load_draft(library: Library, wish: Load, first: LoadedModel, stop: Callable[
         path=wish.draft_path,
         draft_path="",
         prefix_folder="",
+        unpack_folder="",
         context_tokens=min(CONTEXT_TOKENS, first.context.tokens),
         sequences=SEQUENCES,
         threads=first.context.threads,

@@ -30,14 +30,13 @@ from nexo_lsp.engines.llama.free_memory import Free, free_memory
 from nexo_lsp.engines.llama.messages import Load, Loaded, LoadFailure
 from nexo_lsp.engines.llama.model_facts import content_key, facts_of, look_into
 from nexo_lsp.engines.llama.native import Context, Library, Model, NativeError
-from nexo_lsp.engines.llama.unpacking import CannotUnpack, copy_of, size_unpacked, unpacked
+from nexo_lsp.engines.llama.unpacking import CannotUnpack, Copy, copy_of, unpack
 
 _MAGIC = b"GGUF"
 _CACHE_ROOM = 512 * MIB
 """The copy that takes more memory is not worth a smaller context: what a large one takes has to be left."""
 _WHOLE_BYTES = "kept in whole bytes: the same values, read faster by this processor"
 _AS_IN_FILE = "kept as in the file, not in whole bytes: {}"
-_TOO_LITTLE = "there is too little memory"
 
 
 class LoadError(Exception):
@@ -126,9 +125,9 @@ def load(
     gpu = _gpu(library, wish, size, machine)
     # Before anything is read: the least that it can come to.
     _check_room(path, wish, allowed, before + _least(round(size * gpu.host_share), size))
-    kept = _kept(library, wish, gpu, allowed.bytes - before, on_progress)
-    model, kept = _model(library, kept, path, gpu, on_progress)
-    size = kept.path.stat().st_size
+    copy, told = _copy(library, wish, gpu, allowed.bytes - before)
+    model, copy, told = _model(library, copy, told, path, gpu, on_progress)
+    size = copy.size if copy is not None else size
     weights = round(size * gpu.host_share)
     try:
         facts = facts_of(library.c, model.handle, size)
@@ -146,7 +145,7 @@ def load(
         model.close()
         raise
     notes = (*gpu.notes, *made.reduced)
-    for note in notes:
+    for note in (*notes, *([f"weights are {told}"] if told else [])):
         sys.stderr.write(f"{path.name}: {note}\n")
     info = Loaded(
         description=model.description,
@@ -159,10 +158,10 @@ def load(
         kv_type=made.kv_type,
         gpu_layers=gpu.layers,
         notes=notes,
-        weights=kept.told,
+        weights=told,
     )
     watch = MemoryWatch(wish.memory_limit_mb * MIB, machine.resident)
-    return LoadedModel(kept.path, model, context, info, made, watch)
+    return LoadedModel(copy.path if copy is not None else path, model, context, info, made, watch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +192,12 @@ def outlook(library: Library, wish: Load, machine: Machine | None = None) -> Out
     facts = look_into(library, path, size)
     if facts is None:
         raise LoadError(LoadFailure.DAMAGED, f"{path} is damaged, or of a kind that llama.cpp does not know.")
-    told = ""
-    if wish.unpack_folder and not gpu.layers:
-        size, told = _foreseen(library, wish, size, allowed.bytes - before)
+    copy, told = _copy(library, wish, gpu, allowed.bytes - before)
+    size = copy.size if copy is not None else size
     weights = round(size * gpu.host_share)
     facts = replace(
         facts,
+        file_bytes=size,
         held_bytes=before + weights + VOCABULARY_BYTES,
         token_bytes=round(facts.token_bytes * gpu.host_share),
         step_bytes=0 if gpu.layers else facts.step_bytes,
@@ -270,44 +269,20 @@ def _device(gpu: _Gpu, threads: int) -> str:
     return f"{name}, {gpu.layers} of {gpu.of} layers" + (f"; {cpu}" if gpu.layers < gpu.of else "")
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """The file that is loaded, and what there is to say of it."""
-
-    path: Path
-    told: str = ""
-
-
-def _kept(library: Library, wish: Load, gpu: _Gpu, room: int, on_progress: Callable[[float], bool]) -> _Kept:
-    """The file of `wish`, or the copy of it that a processor computes faster with."""
-    path = Path(wish.path)
+def _copy(library: Library, wish: Load, gpu: _Gpu, room: int) -> tuple[Copy | None, str]:
+    """The copy of the model that a processor computes faster with, if it is to be taken, and what to say."""
     # On a GPU what counts is how few bytes a token's weights are.
     if not wish.unpack_folder or gpu.layers:
-        return _Kept(path)
-    folder = Path(wish.unpack_folder)
+        return None, ""
     try:
-        copy = copy_of(path, folder)
-        size = copy.stat().st_size if copy.is_file() else size_unpacked(library, path)
-        if not size:
-            return _Kept(path)
-        if _least(size, size) + _CACHE_ROOM > room:
-            raise CannotUnpack(_TOO_LITTLE)
-        return _Kept(unpacked(library, path, folder, on_progress) or path, _WHOLE_BYTES)
+        copy = copy_of(library, Path(wish.path), Path(wish.unpack_folder))
     except CannotUnpack as error:
-        return _Kept(path, _AS_IN_FILE.format(error))
-
-
-def _foreseen(library: Library, wish: Load, size: int, room: int) -> tuple[int, str]:
-    """The size of the file that `_kept` would take, and what it would say."""
-    try:
-        larger = size_unpacked(library, Path(wish.path))
-    except CannotUnpack as error:
-        return size, _AS_IN_FILE.format(error)
-    if not larger:
-        return size, ""
-    if _least(larger, larger) + _CACHE_ROOM > room:
-        return size, _AS_IN_FILE.format(_TOO_LITTLE)
-    return larger, _WHOLE_BYTES
+        return None, _AS_IN_FILE.format(error)
+    if copy is None:
+        return None, ""
+    if _least(copy.size, copy.size) + _CACHE_ROOM > room:
+        return None, _AS_IN_FILE.format("there is too little memory")
+    return copy, _WHOLE_BYTES
 
 
 def _least(weights: int, size: int) -> int:
@@ -316,17 +291,29 @@ def _least(weights: int, size: int) -> int:
 
 
 def _model(
-    library: Library, kept: _Kept, original: Path, gpu: _Gpu, on_progress: Callable[[float], bool]
-) -> tuple[Model, _Kept]:
-    if kept.path != original:
+    library: Library,
+    copy: Copy | None,
+    told: str,
+    path: Path,
+    gpu: _Gpu,
+    on_progress: Callable[[float], bool],
+) -> tuple[Model, Copy | None, str]:
+    """The model from its copy, which is made if it is not there; else from its file."""
+    if copy is not None and not copy.there and look_into(library, path, copy.size) is None:
+        # It will not load; that is not worth a copy.
+        copy = None
+    if copy is not None:
         try:
-            return Model(library, kept.path, gpu.layers, on_progress), kept
+            unpack(library, copy, on_progress)
+            return Model(library, copy.path, gpu.layers, on_progress), copy, told
+        except CannotUnpack as error:
+            told = _AS_IN_FILE.format(error)
         except NativeError as error:
             # A disk may lose what was written; the copy can be made again.
             with suppress(OSError):
-                kept.path.unlink()
-            kept = _Kept(original, _AS_IN_FILE.format(f"the copy was damaged ({error}) and is made again"))
-    return _original(library, original, gpu, on_progress), kept
+                copy.path.unlink()
+            told = _AS_IN_FILE.format(f"the copy was damaged ({error}) and is made again")
+    return _original(library, path, gpu, on_progress), None, told
 
 
 def _original(library: Library, path: Path, gpu: _Gpu, on_progress: Callable[[float], bool]) -> Model:

@@ -242,7 +242,13 @@ def _draft(library: Library, wish: Load, model: Model, threads: int) -> tuple[fl
     if not wish.draft_path:
         return None, ""
     small = replace(
-        wish, path=wish.draft_path, context_tokens=_CONTEXT, threads=threads, sequences=1, draft_path=""
+        wish,
+        path=wish.draft_path,
+        context_tokens=_CONTEXT,
+        threads=threads,
+        sequences=1,
+        draft_path="",
+        unpack_folder="",
     )
     try:
         draft = load(library, small, lambda _share: True)

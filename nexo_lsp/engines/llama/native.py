@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +117,13 @@ class Library:
             else:
                 sys.stderr.write(line)
 
-    @cached_property
+    @property
     def ggml(self) -> Any:
-        """The library below llama.cpp, which knows the form of GGUF files. Raises `NativeError`."""
-        folder = Path(self.c.__file__).parent / "lib"
-        # libggml-base.so, libggml-base.dylib or ggml-base.dll: it is loaded already.
-        for path in sorted(folder.glob("*ggml-base*")):
-            try:
-                return ctypes.CDLL(str(path))
-            except OSError:
-                continue
-        raise NativeError(f"there is no ggml library in {folder}")
+        """The library below llama.cpp, which knows the form of GGUF files."""
+        if sys.platform == "win32":
+            return ctypes.CDLL(str(self.c._base_path / "ggml-base.dll"))
+        # A name that llama.cpp's own library does not have is looked for in those that it needs.
+        return self.c._lib
 
     @property
     def uses_gpu(self) -> bool:

@@ -74,6 +74,8 @@ class PrefixCache:
         self._alone = alone and swap_bytes > 0
         self._spread = False
         """Whether a sequence may lie behind cells that are free again."""
+        self._typed_in: tuple[bytes, float] = (b"", 0.0)
+        """What somebody typed in last, of what was put away, and when it was last used."""
         self._live_cells = live_cells
         self._clock = clock
         self._uses = count()
@@ -126,11 +128,15 @@ class PrefixCache:
         if not self._alone:
             return self._lease(key, tokens, session, running, source, length)
         self._put_away(but=source)
+        in_front = source in self._kept
         lease = self._lease(key, tokens, session, running, source, length)
         if lease is None:
             return None
         self._put_away()
-        return self._close_up(lease, running)
+        # What was brought back lies behind what was in front then; what was copied is where it was.
+        if running or self._kept or (in_front and lease.cached > length):
+            self._spread = True
+        return lease if running or self._kept else self._close_up(lease)
 
     def _lease(
         self,
@@ -287,16 +293,22 @@ class PrefixCache:
     # Being alone
 
     def _put_away(self, but: int = -1) -> None:
-        """Swap out every finished sequence but one, unless it would be lost."""
+        """Swap out every finished sequence but one; what would be lost stays."""
         for kept in self._victims():
-            if kept.sequence != but and self._swap.may_take(self._nodes[kept].stop):
-                self._swap_out(kept)
+            if kept.sequence == but:
+                continue
+            if self._is_typed_in(kept):
+                self._typed_in = self._tree.key(self._nodes[kept]), kept.used_at
+            if self._save(kept):
+                self.drop(kept.sequence)
+        key, used_at = self._typed_in
+        entry = self._swap.find(key)[2]
+        if entry is not None and self._clock() - used_at < _TYPING_S:
+            # The next key may be pressed any moment: others go first when the swap is full.
+            self._swap.touch(entry)
 
-    def _close_up(self, lease: Lease, running: list[tuple[int, Sequence[int]]]) -> Lease:
-        """Move a job's sequence to the first cells: attention looks at all up to the last one in use."""
-        if running or self._kept:
-            self._spread = True
-            return lease
+    def _close_up(self, lease: Lease) -> Lease:
+        """Move the only sequence to the first cells: attention looks at all up to the last one in use."""
         if not self._spread:
             return lease
         self._spread = False
@@ -377,16 +389,22 @@ class PrefixCache:
         self._save(kept)
         self.drop(kept.sequence)
 
-    def _save(self, kept: _Kept) -> None:
-        """Put a copy of a finished sequence into the swap, unless nearly all of it stays known anyway."""
+    def _save(self, kept: _Kept) -> bool:
+        """Put a copy of a finished sequence into the swap, unless nearly all of it stays known anyway.
+
+        False if it would be lost with its sequence.
+        """
         node = self._nodes[kept]
         known, _whole, swapped = self._swap.find(key := self._tree.key(node))
         if swapped is not None and node.stop - known < _WORTH_SAVING:
             self._swap.touch(swapped)
-        elif node.stop - self._tree.stop_above(node) >= _WORTH_SAVING and self._swap.may_take(node.stop):
-            state = self._saved(kept.sequence)
-            if state:
-                self._swap.keep(key, state, kept.session)
+            return True
+        if node.stop - self._tree.stop_above(node) < _WORTH_SAVING:
+            return True
+        if not self._swap.may_take(node.stop):
+            return False
+        state = self._saved(kept.sequence)
+        return bool(state) and self._swap.keep(key, state, kept.session)
 
     def _store_static(self, sequence: int, key: bytes) -> None:
         """Write a static prefix, the beginning of `sequence`, to disk, once; needs a free sequence."""

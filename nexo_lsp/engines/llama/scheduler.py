@@ -32,7 +32,7 @@ from nexo_lsp.engines.llama.native import Context, Decoded, Model, NativeError
 from nexo_lsp.engines.llama.overtaking import Overtaking
 from nexo_lsp.engines.llama.prefix_cache import PrefixCache
 from nexo_lsp.engines.llama.threads import ThreadTuner
-from nexo_lsp.engines.llama.waiting import Waiting
+from nexo_lsp.engines.llama.waiting import Crowd, Waiting
 from nexo_lsp.generation import FinishReason, Priority, Request
 
 TOGETHER = 4
@@ -65,7 +65,7 @@ class Scheduler:
         self._send = send
         self._clock = clock
         self._unread = unread
-        self._waiting = waiting
+        self._waiting = waiting or Waiting(None, Crowd(), context.threads)
         self._intake = Intake(model, context.tokens)
         self._cache = cache or PrefixCache(context, context.sequences)
         self._jobs: dict[int, Job] = {}
@@ -201,8 +201,7 @@ class Scheduler:
         if reading is not None:
             level = reading.request.priority
             overtaking = any(job.request.priority < level for job in self._jobs.values())
-            unsure = self._waiting is not None and not self._waiting.sure
-            watched = overtaking or unsure or (bool(writing) and level < Priority.BACKGROUND)
+            watched = overtaking or not self._waiting.sure or (bool(writing) and level < Priority.BACKGROUND)
             size = self._chunks.size(self.gauges.prompt_speed.value, row, watched=watched)
             chunk = reading.tokens[reading.evaluated : reading.evaluated + size]
             at_end = len(chunk) == reading.pending
@@ -287,8 +286,7 @@ class Scheduler:
         single = len(parts) == 1 and parts[0].at_end and len(parts[0].tokens) == 1
         threads = self._tuner.threads if single else context.threads
         context.decode_with(threads)
-        if self._waiting is not None:
-            self._waiting.adapt(threads)
+        self._waiting.adapt(threads)
         self._overtaking.begin(level, [part.job.id for part in parts])
         if self._unread():
             # It came after the loop had read what there was: it goes first, and may change everything.
@@ -297,6 +295,7 @@ class Scheduler:
         began = self._clock()
         outcome = context.evaluate([part.slice() for part in parts])
         self._overtaking.end()
+        self._waiting.worked()
         if outcome is Decoded.FULL:
             self._make_room([part.job for part in parts])
         elif outcome is Decoded.INTERRUPTED:

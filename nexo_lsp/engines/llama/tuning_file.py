@@ -23,7 +23,7 @@ from nexo_lsp.engines.llama.waiting import processors
 _log = logging.getLogger(__name__)
 
 _FILE = "tuning.json"
-_VERSION = 1
+_VERSION = 2
 _MOST = 32
 """So many models are remembered; the one whose figures are oldest goes first."""
 

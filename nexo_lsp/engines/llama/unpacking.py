@@ -2,10 +2,10 @@
 
 Q5_0 keeps a weight in five bits, which have to be put together each time that it is multiplied. Q8_0 has room
 for them as they are: with the same scale every weight stays exactly what it was. llama.cpp's matrix kernels
-then have less to do: on 2 cores of an AMD EPYC (AVX2) the 0.5B reads prompts 1.3 times as fast, verifies
-several tokens at once 1.15 times as fast, and writes single tokens at the same speed. The copy takes 0.6 GB
-of disk in place of 0.5, and as much more memory. It is mapped from its file like any other model, so it is
-made once, in some seconds.
+for x86-64 then have less to do: on 2 cores of an AMD EPYC (AVX2) the 0.5B reads prompts 1.3 times as fast,
+verifies several tokens at once 1.15 times as fast, and writes single tokens at the same speed. The copy takes
+0.6 GB of disk in place of 0.5, and as much more memory. It is mapped from its file like any other model, so
+it is made once, in some seconds. On other processors nobody has measured it, and none is made.
 
 Nearly all of a "Q4_K_M" 0.5B is Q5_0, because its rows are no multiple of 256; larger models have few or
 none, and no copy. The table of embeddings stays as it is: only single rows of it are ever read.
@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +33,8 @@ from nexo_lsp.engines.llama.native import Library, NativeError
 
 _VERSION = "1"
 """Of the copy's form."""
+_MEASURED = frozenset({"x86_64", "AMD64"})
+"""Processors, as `platform.machine` names them, on which the copy is known to be faster."""
 _Q5_0, _Q8_0 = 6, 8
 """Of `enum ggml_type`."""
 _BLOCK = 32
@@ -39,12 +43,17 @@ _Q5_BYTES, _Q8_BYTES = 22, 34
 _EMBEDDINGS = b"token_embd."
 _WORTH_SHARE = 0.2
 """Where less of a file than this is Q5_0, a copy of all of it would bring little."""
+_MOST_BYTES = 3 * 2**30
+"""A larger copy is more than anybody expects on their disk, and large models wait for memory anyway."""
 _COPIES = 2
 """So many copies are kept, the ones that were used last: models come and go."""
 _SPARE_DISK = 2 * 2**30
 """A disk that has less left than this afterwards is left alone."""
 _CHUNK = _Q5_BYTES * 2**16
 """Bytes that are read at once: whole blocks."""
+_SYNC_BYTES = 32 * 2**20
+"""So much is written before it is waited for: a slow disk shall not look like a process that hangs."""
+_PART_OF_MANY = re.compile(r"-\d{5}-of-\d{5}$")
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -83,8 +92,10 @@ class _Head:
         if not self._handle:
             raise NativeError(f"{path.name} has no head that can be read")
 
-    def close(self) -> None:
-        """Free it."""
+    def __enter__(self) -> _Head:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._c.gguf_free(self._handle)
 
     @property
@@ -115,43 +126,72 @@ class _Head:
             raise OSError(f"{path} cannot be written")
 
 
-def unpacked(
-    library: Library, model: Path, folder: Path, on_progress: Callable[[float], bool]
-) -> Path | None:
-    """The copy of `model` in `folder`, made if it is not there; None where `model` has nothing to unpack.
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Where the copy of a model is, or would be."""
+
+    model: Path
+    path: Path
+    size: int
+    """Bytes."""
+    there: bool
+
+
+def copy_of(library: Library, model: Path, folder: Path, machine: str | None = None) -> Copy | None:
+    """The copy of `model` in `folder`; None where none would be of use.
+
+    `machine` is what `platform.machine` says if it is not given. Raises `CannotUnpack`: it would be of use,
+    and there can be none.
+    """
+    if (machine or platform.machine()) not in _MEASURED or _PART_OF_MANY.search(model.stem):
+        return None
+    with _told():
+        key = content_key(model, f"{_VERSION} {model.stat().st_mtime_ns} ")
+        path = folder / f"{model.stem}.{key[:16]}.gguf"
+        if path.is_file():
+            return Copy(model, path, path.stat().st_size, there=True)
+        with _Head(library, model) as head:
+            if not _worth(head.tensors()):
+                return None
+            size = _end(head, _changed(head))
+        if size > _MOST_BYTES:
+            return None
+        place = next(place for place in (folder, *folder.parents) if place.exists())
+        if shutil.disk_usage(place).free - size < _SPARE_DISK:
+            raise CannotUnpack(f"the copy takes {size / 1e9:.1f} GB, and the disk has little more left")
+        return Copy(model, path, size, there=False)
+
+
+def unpack(library: Library, copy: Copy, on_progress: Callable[[float], bool]) -> None:
+    """Make the copy, unless it is there.
 
     `on_progress` gets 0 to 1, and False from it stops. Raises `CannotUnpack`.
     """
-    copy = copy_of(model, folder)
-    if copy.is_file():
-        with suppress(OSError):
-            copy.touch()
-        return copy
-    head = _head(library, model)
+    with _told():
+        if copy.there:
+            # Which copies were used last is known from this.
+            copy.path.touch()
+            return
+        copy.path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(copy.path.parent / ".lock", timeout=0):
+            # Another process may have just finished it.
+            if not copy.path.is_file():
+                with _Head(library, copy.model) as head:
+                    _make(head, copy, on_progress)
+            _let_go(copy.path.parent)
+
+
+@contextmanager
+def _told() -> Generator[None, None, None]:
+    """Whatever goes wrong costs only the copy, and is told."""
     try:
-        return _made(head, model, copy, on_progress) if _worth(head.tensors()) else None
+        yield
+    except filelock.Timeout as error:
+        raise CannotUnpack("another process is making a copy just now") from error
     except OSError as error:
-        raise CannotUnpack(f"the copy could not be written: {error.strerror or error}") from error
-    finally:
-        head.close()
-
-
-def copy_of(model: Path, folder: Path) -> Path:
-    """Where the copy is, or would be. Raises `CannotUnpack` if `model` cannot be read."""
-    try:
-        key = content_key(model, _VERSION)
-    except OSError as error:
-        raise CannotUnpack(f"{model.name} cannot be read: {error.strerror}") from error
-    return folder / f"{model.stem}.{key[:16]}.gguf"
-
-
-def size_unpacked(library: Library, model: Path) -> int:
-    """How large a copy of `model` is; 0 where there is nothing to unpack. Raises `CannotUnpack`."""
-    head = _head(library, model)
-    try:
-        return _end(head, _changed(head)) if _worth(head.tensors()) else 0
-    finally:
-        head.close()
+        raise CannotUnpack(f"the copy could not be kept: {error.strerror or error}") from error
+    except (NativeError, ValueError, NotImplementedError) as error:
+        raise CannotUnpack(f"the copy could not be made: {error}") from error
 
 
 def _changed(head: _Head) -> list[_Tensor]:
@@ -167,41 +207,24 @@ def _end(head: _Head, tensors: list[_Tensor]) -> int:
     return head.data_offset + tensors[-1].offset + tensors[-1].size
 
 
-def _head(library: Library, model: Path) -> _Head:
-    try:
-        return _Head(library, model)
-    except NativeError as error:
-        raise CannotUnpack(str(error)) from error
-
-
 def _worth(tensors: list[_Tensor]) -> bool:
     share = sum(tensor.size for tensor in tensors if tensor.unpacks)
     return share > _WORTH_SHARE * sum(tensor.size for tensor in tensors)
 
 
-def _made(head: _Head, model: Path, copy: Path, on_progress: Callable[[float], bool]) -> Path:
+def _make(head: _Head, copy: Copy, on_progress: Callable[[float], bool]) -> None:
     before, start = head.tensors(), head.data_offset
     after = _changed(head)
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    needed = _end(head, after)
-    if shutil.disk_usage(copy.parent).free - needed < _SPARE_DISK:
-        raise CannotUnpack(f"the copy takes {needed / 1e9:.1f} GB, and the disk has little more left")
-    partial = copy.with_suffix(".partial")
+    partial = copy.path.with_suffix(".partial")
     try:
-        with filelock.FileLock(copy.parent / ".lock", timeout=0):
-            head.write(partial)
-            with model.open("rb") as source, partial.open("r+b") as target:
-                _fill(source, start, target, list(zip(before, after, strict=True)), on_progress)
-                os.fsync(target.fileno())
-            partial.replace(copy)
-            _let_go(copy.parent)
-    except filelock.Timeout as error:
-        raise CannotUnpack("another process is making the copy just now") from error
+        head.write(partial)
+        with copy.model.open("rb") as source, partial.open("r+b") as target:
+            _fill(source, start, target, list(zip(before, after, strict=True)), on_progress)
+        partial.replace(copy.path)
     except BaseException:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    return copy
 
 
 def _fill(
@@ -212,13 +235,21 @@ def _fill(
     on_progress: Callable[[float], bool],
 ) -> None:
     begin = target.seek(0, os.SEEK_END)
-    whole = pairs[-1][0].offset + pairs[-1][0].size
+    whole, waiting = pairs[-1][0].offset + pairs[-1][0].size, 0
     for old, new in pairs:
         source.seek(start + old.offset)
         target.seek(begin + new.offset)
         for at in range(0, old.size, _CHUNK):
             data = source.read(min(_CHUNK, old.size - at))
+            if len(data) < min(_CHUNK, old.size - at):
+                raise CannotUnpack(f"{source.name} ends before its weights do")
             target.write(in_whole_bytes(np.frombuffer(data, np.uint8)).data if old.unpacks else data)
+        waiting += new.size
+        if waiting > _SYNC_BYTES or new is pairs[-1][1]:
+            # A name that outlives a loss of power must not stand for weights that did not.
+            target.flush()
+            os.fsync(target.fileno())
+            waiting = 0
         if not on_progress((old.offset + old.size) / whole):
             raise CannotUnpack("it was stopped")
 
@@ -245,9 +276,9 @@ def in_whole_bytes(packed: Bytes) -> Bytes:
 
 
 def _let_go(folder: Path) -> None:
-    """Remove the copies that were not used for longest."""
+    """Remove the copies that were not used for longest, and what is left of some that were never finished."""
     by_use = sorted(folder.glob("*.gguf"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in by_use[_COPIES:]:
+    for path in (*by_use[_COPIES:], *folder.glob("*.partial")):
         with suppress(OSError):
             # Where an engine has it open (Windows) it goes another time.
             path.unlink()

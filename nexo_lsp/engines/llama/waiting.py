@@ -112,11 +112,19 @@ class Crowd:
         self._own_s = own_s or time.process_time
         self._clock = clock
         self._last = (clock(), self._busy_s(), self._own_s())
+        self._worked = clock()
+
+    def worked(self) -> None:
+        """A step has just ended."""
+        self._worked = self._clock()
 
     def forget(self) -> bool:
-        """Begin anew if the last look was long ago: what others did meanwhile says nothing about now."""
+        """Begin anew after a rest: what others did in it says nothing about now.
+
+        What they did during a step does, however long it took.
+        """
         now = self._clock()
-        if now - self._last[0] <= _OLD_S:
+        if now - max(self._last[0], self._worked) <= _OLD_S:
             return False
         self._last = (now, self._busy_s(), self._own_s())
         return True
@@ -146,6 +154,10 @@ class Waiting:
         if patience is not None:
             # A wrong guess costs little this way round.
             patience.set(True)
+
+    def worked(self) -> None:
+        """To be called when a step has ended."""
+        self._crowd.worked()
 
     def adapt(self, threads: int) -> None:
         """To be called between two steps that use so many threads."""

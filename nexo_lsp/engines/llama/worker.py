@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from nexo_lsp.engines.llama.budget import SWAP_BYTES
 from nexo_lsp.engines.llama.draft_model import Draft, load_draft
 from nexo_lsp.engines.llama.hosting import claim_stdout, ignore_interrupts, return_memory
 from nexo_lsp.engines.llama.loading import LoadedModel, LoadError, load
@@ -48,8 +49,6 @@ from nexo_lsp.engines.llama.scheduler import Scheduler
 from nexo_lsp.engines.llama.waiting import Crowd, Waiting, find_patience, prepare_openmp, processors
 
 _HEARTBEAT_S = 0.5
-_SWAP_BYTES = 128 * 2**20
-"""What prompts may take that were moved out of the context: about 10,000 tokens of the 0.5B model."""
 _STORE_BYTES = 128 * 2**20
 """What static prefixes of prompts may take on disk."""
 _LIVE_SHARE = 0.5
@@ -181,7 +180,7 @@ class Worker:
                 context,
                 context.sequences,
                 live_cells=int(context.tokens * _LIVE_SHARE),
-                swap_bytes=_SWAP_BYTES,
+                swap_bytes=SWAP_BYTES,
                 store=store,
                 clock=self._clock,
                 alone=not context.flash_attention,

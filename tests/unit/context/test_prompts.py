@@ -72,7 +72,19 @@ def test_what_a_review_may_keep_between_two_runs_holds_nothing_of_the_users(code
     assert not any(code in message.content or "SECRET" in message.content for message in static)
 
 
-@pytest.mark.parametrize("name", ["generate", "optimize", "fix", "document", "tests", "explain", "hover"])
+ACTIONS = ("generate", "optimize", "fix", "document", "tests", "explain", "hover")
+
+
+def test_all_actions_on_a_function_begin_with_it_alike() -> None:
+    words = dict.fromkeys(("quote", "message", "suggestion", "framework", "name"), "what differs")
+    prompts = [Prompts().action(name, PYTHON, "CODE", context="around", words=words) for name in ACTIONS]
+    (system,) = {prompt.messages[0].content for prompt in prompts}
+    assert "Python" in system
+    for prompt in prompts:
+        assert prompt.messages[1].content.startswith("```python\nCODE\n```\n\n")
+
+
+@pytest.mark.parametrize("name", ACTIONS)
 def test_what_an_action_may_keep_is_the_instruction(name: str) -> None:
     words = dict.fromkeys(("quote", "message", "suggestion", "framework", "name"), "SECRET")
     prompt = Prompts().action(name, PYTHON, "SECRET", context="SECRET", words=words)

@@ -22,6 +22,7 @@ from nexo_lsp.errors import (
     ModelMissing,
     ModelUnknown,
 )
+from nexo_lsp.folders import UNPACKED
 from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.progress import PullProgress
 from nexo_lsp.models.sources import HuggingFaceSource, UrlSource
@@ -167,8 +168,13 @@ def test_remove_frees_the_file_and_what_lies_beside_it(
     path = store.pull("tiny-coder")
     path.with_name(entry.file + ".partial").write_bytes(b"123")
     (store.folder / "own.gguf").write_bytes(b"1")
-    assert store.remove("tiny-coder") == entry.size + 3
-    assert store.remove("own.gguf") == 1
+    copies = store.folder / UNPACKED
+    copies.mkdir()
+    for name in (f"{path.stem}.{16 * '0'}.gguf", f"own.{16 * 'a'}.gguf", f"own.v2.{16 * 'a'}.gguf"):
+        (copies / name).write_bytes(b"12345")
+    assert store.remove("tiny-coder") == entry.size + 3 + 5
+    assert store.remove("own.gguf") == 1 + 5
+    assert [copy.name for copy in copies.iterdir()] == [f"own.v2.{16 * 'a'}.gguf"]
     assert store.installed() == ()
     assert not any(file.suffix in {".partial", ".checked"} for file in store.folder.iterdir())
     with pytest.raises(ModelMissing):

@@ -207,6 +207,31 @@ async def test_tests_never_overwrite_a_file(make_desk: MakeDesk, tmp_path: Path)
     assert made.text.endswith("assert twice(2) == 4\n"), "the unfinished test was cut off"
 
 
+async def test_of_tests_that_were_cut_off_what_is_whole_stays(make_desk: MakeDesk, tmp_path: Path) -> None:
+    desk = await make_desk(
+        {"answer": "():\n    assert twice(2) == 4\n    assert twice(-1) == -2\n    assert twice("}
+    )
+    snapshot = desk.app.documents.open((tmp_path / "box.py").as_uri(), "python", 1, STUB)
+    (made,) = (await run(desk, snapshot, "number + number", ActionKind.TESTS)).new_files
+    assert made.text.endswith("assert twice(2) == 4\n    assert twice(-1) == -2\n")
+
+
+async def test_a_test_that_was_cut_off_at_its_head_goes(make_desk: MakeDesk, tmp_path: Path) -> None:
+    desk = await make_desk(
+        {"answer": "():\n    assert twice(2) == 4\n\n\ndef test_more():\n    box = 1\n    assert twice("}
+    )
+    snapshot = desk.app.documents.open((tmp_path / "box.py").as_uri(), "python", 1, STUB)
+    (made,) = (await run(desk, snapshot, "number + number", ActionKind.TESTS)).new_files
+    assert made.text.endswith("def test_twice():\n    assert twice(2) == 4\n")
+
+
+async def test_tests_that_never_parse_are_refused(make_desk: MakeDesk, tmp_path: Path) -> None:
+    desk = await make_desk({"answer": "((((\n    assert twice("})
+    snapshot = desk.app.documents.open((tmp_path / "box.py").as_uri(), "python", 1, STUB)
+    with pytest.raises(EditRefused, match="do not parse"):
+        await run(desk, snapshot, "number + number", ActionKind.TESTS)
+
+
 async def test_an_explanation_is_text(make_desk: MakeDesk) -> None:
     desk = await make_desk({"answer": "It **doubles**."})
     snapshot = desk.open(STUB)
