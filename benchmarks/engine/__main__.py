@@ -83,7 +83,7 @@ async def _turn(
             results.add(workload.id, competitor.name, await workload.round(competitor, size, number))
     except _FAILURES as error:
         # One that failed has no comparable figure any more.
-        results.lacks(workload.id, competitor.name, f"failed: {error or type(error).__name__}")
+        results.lacks(workload.id, competitor.name, f"failed: {str(error) or type(error).__name__}")
         results.samples.get(workload.id, {}).pop(competitor.name, None)
     took = time.perf_counter() - began
     line = f"{workload.id} round {number + 1} of {size.rounds}: {competitor.name}, {took:.0f} s"
