@@ -34,7 +34,7 @@ from nexo_lsp.runtime.providers.mock import MockProvider
 from nexo_lsp.runtime.providers.native import NativeProvider
 from nexo_lsp.runtime.providers.provider import Provider
 from nexo_lsp.runtime.selection import Selection, select
-from nexo_lsp.settings import Layer, Problem, Resolved, Settings, from_environment, resolve
+from nexo_lsp.settings import Layer, Problem, Resolved, Settings, effective
 from nexo_lsp.storage import FILE_NAME, Database
 from nexo_lsp.text import Edit
 
@@ -97,7 +97,7 @@ class App:
         self.documents = DocumentStore(offload=offload)
         self.ignore = IgnoreRules(offload=offload)
         self.trusted = False
-        self.resolved: Resolved = resolve([from_environment(environ)])
+        self.resolved: Resolved = effective(self.folders.settings_file, environ)
         self.on_status: Callable[[Status], None] = lambda _status: None
         self._store: ModelStore | None = None
         self._roots: tuple[Path, ...] = ()
@@ -157,7 +157,7 @@ class App:
         Returns what is wrong with them; the rest counts all the same.
         """
         before = self.settings
-        self.resolved = resolve([*layers, from_environment(self._environ)])
+        self.resolved = effective(self.folders.settings_file, self._environ, layers)
         after = self.settings
         if (before.engine, before.model) != (after.engine, after.model):
             self._drop_engine()
@@ -409,7 +409,7 @@ def _metrics(engine: EngineStatus) -> Metrics | None:
 
 
 def create_app(environ: Mapping[str, str], host: Host, offload: Offload = in_thread) -> App:
-    """Wire an app. Reads no file, starts no process, loads no model."""
+    """Wire an app. Reads nothing but the settings file, starts no process, loads no model."""
     return App(environ, host, offload)
 
 

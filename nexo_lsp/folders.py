@@ -22,6 +22,18 @@ class Folders:
     state: Path
     """The database and what must survive an update."""
     logs: Path
+    config: Path
+    """What the user writes: settings and a catalogue of their own."""
+
+    @property
+    def settings_file(self) -> Path:
+        """The user's own settings, for every editor."""
+        return self.config / "settings.toml"
+
+    @property
+    def catalog_file(self) -> Path:
+        """Models that the user adds to the catalogue."""
+        return self.config / "models.toml"
 
     @property
     def prefixes(self) -> Path:
@@ -51,10 +63,13 @@ def folders(environ: Mapping[str, str]) -> Folders:
     home = environ.get("NEXO_HOME", "").strip()
     if home:
         root = expanded(home)
-        return Folders(models=root / "models", state=root / "state", logs=root / "logs")
+        return Folders(
+            models=root / "models", state=root / "state", logs=root / "logs", config=root / "config"
+        )
     dirs = platformdirs.PlatformDirs(_APP, appauthor=False)
     return Folders(
         models=Path(dirs.user_cache_dir) / "models",
         state=Path(dirs.user_state_dir),
         logs=Path(dirs.user_log_dir),
+        config=Path(dirs.user_config_dir),
     )

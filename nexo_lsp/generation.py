@@ -20,6 +20,17 @@ class Priority(IntEnum):
     """Review of what was opened or saved, warm-up."""
 
 
+class Operation(StrEnum):
+    """What an answer is for: what it needs of an engine and of a model follows from it."""
+
+    COMPLETION = "completion"
+    """Inline completion: latency counts, and fill-in-the-middle is needed."""
+    ACTION = "action"
+    """Code actions, explanations, chat."""
+    REVIEW = "review"
+    """Review: quality counts, and nobody waits."""
+
+
 class Role(StrEnum):
     """Who speaks in a chat message."""
 

@@ -11,6 +11,7 @@ import typer
 from nexo_lsp import settings
 from nexo_lsp.cli.exit_codes import ExitCode, complain, reported
 from nexo_lsp.errors import UsageError
+from nexo_lsp.folders import folders
 
 
 def config(
@@ -40,7 +41,7 @@ def config(
 
 
 def _show(as_json: bool) -> None:
-    resolved = settings.resolve([settings.from_environment(os.environ)])
+    resolved = settings.effective(folders(os.environ).settings_file, os.environ)
     if as_json:
         typer.echo(json.dumps(_data(resolved), indent=2))
     else:
@@ -80,7 +81,11 @@ def _print_table(resolved: settings.Resolved) -> None:
             Text(value),
             Text(origin, style="dim" if origin == "default" else ""),
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    own = folders(os.environ).settings_file
+    there = "" if own.is_file() else " (not there yet)"
+    console.print(f"Your settings file: {own}{there}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _origin(resolved: settings.Resolved, name: str) -> str:

@@ -14,9 +14,13 @@ This page is made by `nexo-lsp config --markdown`.
 
 A setting has one name everywhere. An editor sends `nexo.review.trigger` in its section `nexo`, by
 `initializationOptions`, `workspace/configuration` or `workspace/didChangeConfiguration`; the environment says
-`NEXO_REVIEW_TRIGGER`, which counts more than the editor. Lists in the environment are separated by commas; an
-empty variable is one that is not set, but empties a list. A wrong value is named, with what is used instead.
-`nexo-lsp config` shows what is in force and where each value came from.
+`NEXO_REVIEW_TRIGGER`, which counts more than the editor. Your own file `settings.toml` (`nexo-lsp config` says
+where it is) says `trigger = "onSave"` under `[review]`, for every editor, and counts less. Settings that decide
+what leaves your machine, or what is run on it, are marked "Yours only": they count in that file, in the
+environment, and in `userSettings` of the `initializationOptions`, where a client puts what no workspace can have
+set. Lists in the environment are separated by commas; an empty variable is one that is not set, but empties a
+list. A wrong value is named, with what is used instead. `nexo-lsp config` shows what is in force and where each
+value came from.
 """
 
 _ENVIRONMENT = """
@@ -40,7 +44,7 @@ def settings_page() -> str:
         parts.append(
             f"\n## `nexo.{name}`\n\n{settings.description(name)}\n\n"
             f"Value: {allowed(property_of(schema, name))}. Default: `{default}`. "
-            f"Environment: {_variables(name)}.\n"
+            f"Environment: {_variables(name)}.{' Yours only.' if settings.users_own(name) else ''}\n"
         )
     return "".join(parts) + _ENVIRONMENT
 

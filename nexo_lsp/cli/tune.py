@@ -22,7 +22,7 @@ from nexo_lsp.errors import EngineUnavailable
 from nexo_lsp.folders import Folders, folders
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.runtime.providers.native import draft_for, gpu_layers_of, unpack_folder
-from nexo_lsp.settings import EngineSettings, from_environment, resolve
+from nexo_lsp.settings import EngineSettings, effective
 
 Measure = Callable[[Load, Callable[[tuning.Progress], None]], Figures]
 
@@ -34,8 +34,8 @@ def run(environ: Mapping[str, str], *, as_json: bool, how: Measure = measure) ->
 
     Raises the kinds of `ModelError` and `EngineError`.
     """
-    settings = resolve([from_environment(environ)]).settings
     where = folders(environ)
+    settings = effective(where.settings_file, environ).settings
     if not is_installed():
         raise EngineUnavailable(INSTALL_HINT)
     model = ModelStore(where.models, environ).locate(settings.model)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -197,7 +198,35 @@ def test_every_setting_can_be_set_by_its_variable() -> None:
     resolved = resolve([from_environment(environ)])
     assert resolved.problems == ()
     assert resolved.settings == settings.Settings()
-    assert set(resolved.origins) == {f"nexo.{name}" for name in settings.names()}
+    # An empty variable is one that is not set.
+    assert set(resolved.origins) == {
+        f"nexo.{name}" for name in settings.names() if settings.default(name) != ""
+    }
+
+
+def test_what_sends_code_away_counts_only_in_the_users_own_settings(tmp_path: Path) -> None:
+    wanted = {"remote": {"enabled": True, "endpoints": ["https://example.org/v1"]}, "docker": {"image": "x"}}
+    from_workspace = resolve([Layer("workspace/configuration", wanted, users_own=False)])
+    assert from_workspace.settings == settings.Settings()
+    named = {problem.name for problem in from_workspace.problems}
+    assert named == {"nexo.remote.enabled", "nexo.remote.endpoints", "nexo.docker.image"}
+    file = tmp_path / "settings.toml"
+    file.write_text('[remote]\nenabled = true\nendpoints = ["https://example.org/v1"]\n', "utf-8")
+    own = settings.effective(file, {}, [Layer("editor", {"model": "m"}, users_own=False)])
+    assert own.problems == ()
+    assert own.settings.remote.enabled
+    assert own.settings.model == "m"
+    assert own.origins["nexo.remote.enabled"] == str(file)
+
+
+def test_a_broken_settings_file_is_named_and_the_rest_counts(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[remote\n", "utf-8")
+    resolved = settings.effective(file, {"NEXO_MODEL": "m"})
+    (problem,) = resolved.problems
+    assert str(file) in str(problem)
+    assert resolved.settings.model == "m"
+    assert settings.effective(tmp_path / "absent.toml", {}).problems == ()
 
 
 def test_variables_are_unique_and_none_is_reserved() -> None:

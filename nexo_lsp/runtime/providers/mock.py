@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from nexo_lsp.engines.engine import Engine
 from nexo_lsp.engines.mock import MockEngine
-from nexo_lsp.generation import EngineStatus
-from nexo_lsp.runtime.providers.provider import Availability
+from nexo_lsp.generation import Capabilities, EngineStatus
+from nexo_lsp.runtime.providers.provider import Availability, Traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,14 @@ class MockProvider:
 
     environ: Mapping[str, str]
     name: str = "mock"
+
+    def traits(self) -> Traits:
+        """It takes nothing, and is for tests."""
+        return Traits(only_by_name=True)
+
+    def capabilities(self) -> Capabilities:
+        """It can do everything."""
+        return Capabilities(infill=True, json_schema=True, context_tokens=8192)
 
     def probe(self) -> Availability:
         """Always usable, never chosen by itself."""

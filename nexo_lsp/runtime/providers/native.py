@@ -15,9 +15,10 @@ from nexo_lsp.engines.llama.engine import INSTALL_HINT, LlamaEngine, LlamaOption
 from nexo_lsp.engines.llama.messages import Load
 from nexo_lsp.engines.llama.process import Hosted, Spawn, spawn_private
 from nexo_lsp.folders import Folders, folders
-from nexo_lsp.generation import EngineStatus
+from nexo_lsp.generation import Capabilities, EngineStatus
 from nexo_lsp.models.catalog import CATALOG
-from nexo_lsp.runtime.providers.provider import Availability
+from nexo_lsp.runtime.environment import Platform
+from nexo_lsp.runtime.providers.provider import Availability, Traits
 from nexo_lsp.settings import EngineSettings
 
 if TYPE_CHECKING:
@@ -41,6 +42,14 @@ class NativeProvider:
     home: Callable[[], Folders] = lambda: folders(os.environ)
     """Where the worker that is shared is found."""
     name: str = "native"
+
+    def traits(self) -> Traits:
+        """It runs in a process of its own, on desktop systems."""
+        return Traits(processes=True, platforms=frozenset({Platform.LINUX, Platform.MACOS, Platform.WINDOWS}))
+
+    def capabilities(self) -> Capabilities:
+        """What llama.cpp does with most models."""
+        return Capabilities(infill=True, json_schema=True, context_tokens=self.settings.context_tokens)
 
     def probe(self) -> Availability:
         """Usable where the library is installed."""

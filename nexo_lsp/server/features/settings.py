@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 # A client that announces `workspace/configuration` and never answers must not keep everything waiting.
 _PULL_S: Final = 3.0
+_USERS_OWN: Final = "userSettings"
+"""The key under which a client puts what the user, and no workspace, has set."""
 
 
 class EditorSettings:
@@ -93,7 +95,15 @@ class EditorSettings:
         self._applied()
 
     def _configure(self) -> None:
-        layers = (Layer("initializationOptions", self._initial), Layer(self._origin, self._editor))
+        own = self._initial.get(_USERS_OWN)
+        layers = (
+            Layer("initializationOptions", self._initial, users_own=False),
+            Layer(self._origin, self._editor, users_own=False),
+            Layer(
+                f"{_USERS_OWN} of initializationOptions",
+                cast("Mapping[str, Any]", own) if isinstance(own, Mapping) else {},
+            ),
+        )
         self._problems = self._server.app.configure(layers)
         self._server.failures.forget()
 

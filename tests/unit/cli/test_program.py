@@ -220,7 +220,8 @@ def test_doctor_on_models(tmp_path: Path) -> None:
 def test_doctor_on_folders(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     found = {
-        check.name: check for check in places(Folders(tmp_path / "m", tmp_path / "file" / "s", tmp_path))
+        check.name: check
+        for check in places(Folders(tmp_path / "m", tmp_path / "file" / "s", tmp_path, tmp_path))
     }
     assert found["models"].state == "ok"
     assert found["state"].state == "problem"
@@ -230,7 +231,7 @@ def test_doctor_on_folders(tmp_path: Path) -> None:
 
 def test_doctor_on_a_broken_database(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "nexo.db").mkdir()
-    found = {check.name: check for check in places(Folders(tmp_path, tmp_path, tmp_path))}
+    found = {check.name: check for check in places(Folders(tmp_path, tmp_path, tmp_path, tmp_path))}
     assert found["database"].state == "problem"
 
 
