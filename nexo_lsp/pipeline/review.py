@@ -15,7 +15,7 @@ from typing import Any
 
 from nexo_lsp.documents import Snapshot
 from nexo_lsp.errors import BadAnswer, DisabledError
-from nexo_lsp.generation import Priority, Request
+from nexo_lsp.generation import Operation, Priority, Request
 from nexo_lsp.memory.answers import answer_key
 from nexo_lsp.pipeline.findings import Finding, Overlaps, capped, finding_id, located, moved
 from nexo_lsp.pipeline.step import Pool, SharedJobs, Workbench, infer, joined
@@ -329,7 +329,7 @@ class ReviewService:
             priority=priority,
         )
         key = answer_key(
-            "review", bench.model_key(), bench.prompts.version, str(settings.max_findings),
+            "review", bench.model_key(Operation.REVIEW), bench.prompts.version, str(settings.max_findings),
             prompt.messages[-1].content,
         )  # fmt: skip
         return key, request
@@ -349,7 +349,7 @@ class ReviewService:
         """The work on an answer, which whoever asks the same joins."""
 
         async def ask() -> tuple[_Remark, ...]:
-            answer = await infer(self._bench.engine(), request, tell)
+            answer = await infer(self._bench.engine(Operation.REVIEW), request, tell)
             remarks = _parse(answer.text)
             await self._bench.answers.put(key, "review", answer.text)
             return remarks
