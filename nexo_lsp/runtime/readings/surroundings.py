@@ -25,7 +25,7 @@ _SYSTEMS = {
 }
 # Python's page "Using Python on iOS": no fork and no subprocess there; the same holds for WebAssembly.
 _NO_PROCESSES = frozenset({"ios", "tvos", "watchos", "emscripten", "wasi"})
-# Programs for iOS that carry a Python of their own may call themselves `darwin`; the machine tells them apart.
+# Programs for iOS that carry a Python of their own may call themselves `darwin`, on a machine of this name.
 _DEVICES = {
     "iphone": Platform.IOS, "ipad": Platform.IOS, "ipod": Platform.IOS, "appletv": Platform.CONSOLE,
 }  # fmt: skip
@@ -56,7 +56,7 @@ def architecture_of(readings: Readings) -> tuple[str, bool]:
 
     Rosetta: `sysctl.proc_translated` (Apple's page "About the Rosetta translation environment"), for
     universal binaries too, which may be run either way. Rosetta for Linux names itself in
-    `/proc/cpuinfo`, and where QEMU translates, the machine's own may show through. Windows: `IsWow64Process2`.
+    `/proc/cpuinfo`, and where QEMU translates, the machine's own may show. Windows: `IsWow64Process2`.
     """
     said = (known("machine", readings.machine) or "").strip().lower()
     if said.startswith(tuple(_DEVICES)):

@@ -16,7 +16,8 @@ from nexo_lsp.runtime.readings.darwin import decoded
 from nexo_lsp.runtime.readings.energy import FAKE_BATTERY, battery_of, heat_of
 from nexo_lsp.runtime.readings.readings import Readings
 from nexo_lsp.runtime.readings.windows import classes_in
-from tests.unit.runtime.machines import ENVIRONMENTS, GIB, GPUS, READINGS, bare, fail, linux, mac, supply
+from tests.unit.runtime.machines import ENVIRONMENTS, GPUS, READINGS
+from tests.unit.runtime.making import GIB, bare, fail, linux, mac, supply
 
 
 @pytest.mark.parametrize("name", READINGS)
