@@ -150,6 +150,7 @@ def _gpu(device: Mapping[str, Any]) -> Gpu:
         free_bytes=int(device["free_bytes"]),
         total_bytes=int(device["total_bytes"]),
         shares_memory=bool(device["shares_memory"]),
+        device=str(device["name"]),
     )
 
 

@@ -34,8 +34,8 @@ def test_what_was_found_is_known_from_then_on(tmp_path: Path) -> None:
     assert known_gpus(state, key) is None
     found = find_gpus(state, says(H100, APPLE), key)
     assert found.gpus == (
-        Gpu(GpuBackend.CUDA, "NVIDIA H100", 70, 80),
-        Gpu(GpuBackend.METAL, "Apple M2", 7, 8, shares_memory=True),
+        Gpu(GpuBackend.CUDA, "NVIDIA H100", 70, 80, device="CUDA0"),
+        Gpu(GpuBackend.METAL, "Apple M2", 7, 8, shares_memory=True, device="MTL0"),
     )
     assert found.reason == "NVIDIA H100 (cuda), Apple M2 (metal)"
     assert known_gpus(state, key) == found.gpus
