@@ -1,12 +1,12 @@
 """Values of the kernels of macOS and iOS, asked by C functions: a process per question would take too long.
 
 Sources: `sysctlbyname(3)`, `notify(3)`; the names are those of Apple's page "Determining system
-capabilities" and of `OSThermalNotification.h` in Apple's Libc.
+capabilities" and of `OSThermalNotification.h` in Apple's Libc. `ctypes` is imported where it is used, since
+not every Python has it (WASI).
 """
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from functools import cache
 from typing import Any
@@ -19,6 +19,8 @@ def sysctl(name: str) -> str | None:
     """A value by its name, numbers as decimal digits; None where there is no such value."""
     if (library := _library()) is None:
         return None
+    import ctypes
+
     size = ctypes.c_size_t(0)
     key = name.encode("ascii")
     if library.sysctlbyname(key, None, ctypes.byref(size), None, 0) != 0:
@@ -43,6 +45,8 @@ def thermal_pressure() -> int | None:
     """
     if (token := _thermal_token()) is None or (library := _library()) is None:
         return None
+    import ctypes
+
     state = ctypes.c_uint64(0)
     return int(state.value) if library.notify_get_state(token, ctypes.byref(state)) == 0 else None
 
@@ -52,6 +56,8 @@ def _thermal_token() -> int | None:
     """What the state is asked by; registered once, since each registration costs the system one."""
     if (library := _library()) is None:
         return None
+    import ctypes
+
     token = ctypes.c_int(0)
     return token.value if library.notify_register_check(_THERMAL, ctypes.byref(token)) == 0 else None
 
@@ -61,6 +67,8 @@ def _library() -> Any:
     """The C library, if it is Apple's."""
     if sys.platform not in ("darwin", "ios"):
         return None
+    import ctypes
+
     try:
         library = ctypes.CDLL(None)
         library.sysctlbyname.argtypes = [

@@ -6,7 +6,6 @@ log and gives None.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import platform
@@ -57,6 +56,10 @@ def listing(path: str) -> tuple[str, ...]:
 
 
 def _usable() -> frozenset[int] | None:
+    if sys.platform == "win32":
+        import psutil
+
+        return frozenset(psutil.Process().cpu_affinity())
     affinity = getattr(os, "sched_getaffinity", None)
     return frozenset(affinity(0)) if affinity is not None else None
 
@@ -82,10 +85,6 @@ def _battery() -> Battery | None:
     found = psutil.sensors_battery()
     # Whether it is plugged in may be unknown (None); only what is known to drain is spared.
     return None if found is None else Battery(float(found.percent), found.power_plugged is not False)
-
-
-def _importable(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,5 +116,3 @@ class Readings:
     thermal_pressure: Callable[[], int | None] = thermal_pressure
     """macOS and iOS: how hot it is, as `darwin.py` describes it."""
     windows: WindowsReadings = field(default_factory=WindowsReadings)
-    importable: Callable[[str], bool] = _importable
-    """Whether a Python module could be imported."""

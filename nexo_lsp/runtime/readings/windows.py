@@ -1,12 +1,12 @@
 """What Windows says about its processors, asked by C functions.
 
 Sources: Microsoft's pages on `IsWow64Process2`, `GetLogicalProcessorInformationEx`
-(`PROCESSOR_RELATIONSHIP.EfficiencyClass`) and `IsProcessorFeaturePresent`; numbers from `winnt.h`.
+(`PROCESSOR_RELATIONSHIP.EfficiencyClass`) and `IsProcessorFeaturePresent`; numbers from `winnt.h`. `ctypes`
+is imported where it is used, since not every Python has it (WASI).
 """
 
 from __future__ import annotations
 
-import ctypes
 import struct
 import sys
 from collections.abc import Callable
@@ -29,6 +29,8 @@ def native_machine() -> str | None:
     """The machine's own processor, whatever this process was built for; None before Windows 10 1709."""
     if (kernel := _kernel()) is None:
         return None
+    import ctypes
+
     process, native = ctypes.c_ushort(0), ctypes.c_ushort(0)
     kernel.GetCurrentProcess.restype = ctypes.c_void_p
     kernel.IsWow64Process2.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
@@ -41,6 +43,8 @@ def efficiency_classes() -> tuple[int, ...]:
     """The class of each physical core, more is quicker; empty where it is unknown."""
     if (kernel := _kernel()) is None:
         return ()
+    import ctypes
+
     size = ctypes.c_uint32(0)
     kernel.GetLogicalProcessorInformationEx(_PROCESSOR_CORE, None, ctypes.byref(size))
     buffer = ctypes.create_string_buffer(size.value)
@@ -69,9 +73,11 @@ def has_feature(number: int) -> bool:
 
 
 def _kernel() -> Any:
-    # A name that other platforms do not have: read by `getattr`, so that checkers of types accept it there.
-    libraries = getattr(ctypes, "windll", None) if sys.platform == "win32" else None
-    return libraries.kernel32 if libraries is not None else None
+    if sys.platform != "win32":
+        return None
+    import ctypes
+
+    return ctypes.windll.kernel32
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,6 @@ def linux(
         sysctl=lambda _name: None,
         thermal_pressure=lambda: None,
         windows=WindowsReadings(lambda: None, lambda: (), lambda _number: False),
-        importable=lambda _name: False,
     )
 
 
@@ -97,7 +96,6 @@ def mac(
         sysctl=sysctls.get,
         thermal_pressure=lambda: pressure,
         windows=WindowsReadings(lambda: None, lambda: (), lambda _number: False),
-        importable=lambda _name: False,
     )
 
 
@@ -128,7 +126,6 @@ def windows(
         sysctl=lambda _name: None,
         thermal_pressure=lambda: None,
         windows=WindowsReadings(lambda: native, lambda: classes, numbers.__contains__),
-        importable=lambda _name: False,
     )
 
 
@@ -151,7 +148,6 @@ def bare(
         sysctl=fail,  # type: ignore[arg-type]
         thermal_pressure=fail,  # type: ignore[arg-type]
         windows=WindowsReadings(fail, fail, fail),  # type: ignore[arg-type]
-        importable=fail,  # type: ignore[arg-type]
     )
 
 
