@@ -30,7 +30,9 @@ from nexo_lsp.pipeline.review import ReviewService
 from nexo_lsp.pipeline.rewrite import Rewriter
 from nexo_lsp.pipeline.step import Workbench
 from nexo_lsp.pipeline.write_tests import TestWriter
-from nexo_lsp.runtime.environment import Environment, Platform
+from nexo_lsp.runtime.environment import Environment
+from nexo_lsp.runtime.machine import read_environment
+from nexo_lsp.runtime.power import BackgroundCare, power_watch
 from nexo_lsp.runtime.supply import Asks, Fetch
 from nexo_lsp.settings import Layer, Problem, Resolved, Settings, effective
 from nexo_lsp.storage import FILE_NAME, Database
@@ -112,6 +114,8 @@ class App:
             ),
         )
         self._answers = Answers(Database(self.folders.state / FILE_NAME), offload)
+        self._power = power_watch(environ, offload)
+        self._power.on_change = self._tell
         bench = Workbench(
             documents=self.documents,
             answers=self._answers,
@@ -124,6 +128,7 @@ class App:
             permitted=self.permitted,
             context_of=self._context_of,
             refresh=self._refresh,
+            care=BackgroundCare(self._power, lambda: self.settings.review.pause_below_battery),
         )
         self.reviews = ReviewService(bench)
         rewriter = Rewriter(bench)
@@ -169,6 +174,7 @@ class App:
             self.room.engines.drop()
         if before != after:
             self._withdraw()
+            self._power.look_again()
         self._tell()
         return self.resolved.problems
 
@@ -240,6 +246,7 @@ class App:
     def status(self) -> Status:
         """The present state; never blocks."""
         engine = self.room.status(Operation.ACTION)
+        waits = self._power.waiting_for
         return Status(
             enabled=self.settings.enable,
             engine=engine.name,
@@ -251,8 +258,8 @@ class App:
             prompt_tokens_per_s=engine.prompt_tokens_per_s,
             decode_tokens_per_s=engine.decode_tokens_per_s,
             memory_bytes=engine.memory_bytes,
-            detail=engine.detail,
-            reasons=(*self.room.reasons(), *_notes(engine)),
+            detail=engine.detail or waits,
+            reasons=(*self.room.reasons(), *_notes(engine), *((waits,) if waits else ())),
             metrics=_metrics(engine),
         )
 
@@ -335,8 +342,7 @@ def create_app(
 
     With `upgrades` a better model may be fetched while another one answers: for servers, which live long.
     """
-    environment = environment or Environment(Platform.LINUX, "x86_64", physical_cores=2, performance_cores=2)
-    return App(environ, host, offload, environment, upgrades=upgrades)
+    return App(environ, host, offload, environment or read_environment(), upgrades=upgrades)
 
 
 def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:

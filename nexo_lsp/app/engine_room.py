@@ -17,6 +17,7 @@ from nexo_lsp.runtime.choice import ModelChoice, model_for
 from nexo_lsp.runtime.engines import Engines, Offer
 from nexo_lsp.runtime.environment import Environment
 from nexo_lsp.runtime.needs import Policy
+from nexo_lsp.runtime.providers.mobile import MobileProvider
 from nexo_lsp.runtime.providers.mock import MockProvider
 from nexo_lsp.runtime.providers.native import NativeProvider
 from nexo_lsp.runtime.providers.provider import Provider
@@ -158,16 +159,18 @@ class EngineRoom:
 
     def _offers(self, settings: Settings, choice: ModelChoice) -> tuple[Offer, ...]:
         reference = choice.reference
+        native = NativeProvider(
+            settings.engine,
+            lambda: self.supply.file(reference),
+            self._folders.prefixes,
+            parameters=choice.entry.parameters if choice.entry else None,
+        )
+        # Which of them is asked is no part of how an engine is run.
+        used = settings.engine.model_copy(update={"kind": "auto"}), reference
+        named = "mobile" in {settings.review.engine, settings.completion.engine}
         providers: tuple[tuple[Provider, object], ...] = (
-            (
-                NativeProvider(
-                    settings.engine,
-                    lambda: self.supply.file(reference),
-                    self._folders.prefixes,
-                    parameters=choice.entry.parameters if choice.entry else None,
-                ),
-                (settings.engine.model_copy(update={"kind": "auto"}), reference),
-            ),
+            (native, used),
+            (MobileProvider(native, self.environment, named=named), used),
             (MockProvider(self._environ), ""),
         )
         return tuple(Offer(provider, (provider.name, key)) for provider, key in providers)
