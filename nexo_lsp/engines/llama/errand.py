@@ -1,8 +1,9 @@
 """Work with llama.cpp that is done once, in a process of its own: how it is asked for, told about, ended.
 
 The wish goes to the child's stdin as a line of JSON, and what it says comes as lines of JSON: any number
-about how far it is, then one with the result or with what went wrong. The child's stdin stays open for as long as
-somebody waits for it. When it closes the child ends itself, so nothing outlives a parent that was killed.
+about how far it is, then one with the result or with what went wrong. The child's stdin stays open for as
+long as somebody waits for it. When it closes the child ends itself, so nothing outlives a parent that was
+killed.
 """
 
 from __future__ import annotations
