@@ -213,7 +213,7 @@ class Workshop:
         kind, size, seconds = wanted.kind, wanted.size, 0.0
 
         def watch(losses: Sequence[float]) -> None:
-            so_far = loss_of(before.losses, losses)
+            so_far = loss_of(before.losses[: len(losses)], losses)
             if so_far.share - _SURE * so_far.uncertainty > bounds.max_loss:
                 raise _Hopeless(so_far, len(losses))
 

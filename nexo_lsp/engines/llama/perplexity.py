@@ -74,8 +74,8 @@ def loss(before: Perplexity, after: Perplexity) -> Loss:
 
 
 def loss_of(before: Sequence[float], after: Sequence[float]) -> Loss:
-    """`loss` of the first tokens alone, where `after` has not been read to its end."""
-    differences = [new - old for old, new in zip(before, after, strict=False)]
+    """What was lost from one list of losses to another one of the same tokens."""
+    differences = [new - old for old, new in zip(before, after, strict=True)]
     ratio = math.exp(statistics.fmean(differences))
     return Loss(ratio - 1, ratio * _standard_error(differences))
 
