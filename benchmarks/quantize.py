@@ -71,11 +71,11 @@ def report(model: Path, rows: list[Row], threads: int, machine: str) -> str:
         f"other programs used {min(others):.1f} to {max(others):.1f} of {processors()} processors, so the "
         "times and speeds are no more than hints. Made by `python -m benchmarks.quantize --write`.",
         "",
-        f"All are made from {model.name}, which is quantised itself: what that had lost before is not "
-        f'counted in the column "loss", and no kind can be better than it. The text has {before.tokens:,} judged '
-        "tokens. The second figure behind a ± is one standard error; that of a loss is smaller because both "
-        "files read the same tokens. Tokens/s: single tokens, the median of twelve. Memory: resident, at the "
-        "end, with a context of 512 tokens.",
+        f"All are made from {model.name}, which is quantised itself: what it had lost before is not counted",
+        'in the column "loss", and no kind can be better than it.',
+        f"The text has {before.tokens:,} judged tokens. The figure behind a ± is one standard error; that of",
+        "a loss is smaller because both files read the same tokens. Tokens/s: single tokens, the median of",
+        "twelve. Memory: resident, at the end, with a context of 512 tokens.",
         "",
         "| kind | size, MB | perplexity | loss | tokens/s | memory, MB | written in, s |",
         "|---|---:|---:|---:|---:|---:|---:|",

@@ -123,7 +123,7 @@ def compress(
         if as_json:
             _print_json(_compressed_row(found, store))
         else:
-            _show(Console(highlight=False), found, store)
+            show(Console(highlight=False), found, store)
         if found.made is None:
             raise typer.Exit(ExitCode.FOUND)
 
@@ -223,8 +223,9 @@ def _made_table(made: Made) -> Table:
     return table
 
 
-def _show(console: Console, found: Compressed, store: ModelStore) -> None:
-    console.print(tried_table(found))
+def show(console: Console, found: Compressed, store: ModelStore) -> None:
+    """What was tried, what was chosen, and how it is used."""
+    console.print(_tried_table(found))
     if found.made is not None:
         _warn(console, found.made)
         _say_use(console, found.made, store)
@@ -232,7 +233,7 @@ def _show(console: Console, found: Compressed, store: ModelStore) -> None:
     console.print("Nothing smaller is within the bounds; the model stays as it is.", style="yellow")
 
 
-def tried_table(found: Compressed) -> Table:
+def _tried_table(found: Compressed) -> Table:
     """All that was looked at, with the reasons."""
     table = Table(box=None, pad_edge=False)
     for title in ("Kind", "Size", "Perplexity", "Loss", "Tokens/s", "Memory"):
@@ -357,6 +358,3 @@ def _compressed_row(found: Compressed, store: ModelStore) -> dict[str, Any]:
 
 def _print_json(data: object) -> None:
     typer.echo(json.dumps(data, indent=2))
-
-
-__all__ = ["compress", "quantize", "tried_table"]

@@ -107,7 +107,22 @@ def test_the_table_says_what_it_costs(model: Path, played: type[Played]) -> None
     result = run("quantize", model, "--to", "q4_0")
     before, after = result.stdout.splitlines()[1:3]
     assert before.split() == ["before", "f16", "900", "MB", "8.17", "±", "0.82", "20", "700", "MB"]
-    assert after.split() == ["after", "q4_0", "300", "MB", "9.49", "±", "1.42", "+16.2", "±", "5.8", "%", "24", "600", "MB"]
+    assert after.split() == [
+        "after",
+        "q4_0",
+        "300",
+        "MB",
+        "9.49",
+        "±",
+        "1.42",
+        "+16.2",
+        "±",
+        "5.8",
+        "%",
+        "24",
+        "600",
+        "MB",
+    ]
     assert "was quantised already" in result.stdout
     played.quantized = False
     assert "was quantised already" not in run("quantize", model, "--to", "q4_0").stdout
