@@ -130,6 +130,11 @@ def _told() -> Generator[None, None, None]:
         raise CannotUnpack(f"the copy could not be made: {error}") from error
 
 
+def _unpacks(tensor: Tensor) -> bool:
+    """Whether the copy keeps it in whole bytes."""
+    return tensor.kind == _Q5_0 and not tensor.name.startswith(_EMBEDDINGS)
+
+
 def _changed(head: Head) -> list[Tensor]:
     """The tensors as they are in the copy; `head` is its head from now on."""
     for tensor in head.tensors():
@@ -141,11 +146,6 @@ def _changed(head: Head) -> list[Tensor]:
 def _end(head: Head, tensors: list[Tensor]) -> int:
     """How large a file with these tensors is."""
     return head.data_offset + tensors[-1].offset + tensors[-1].size
-
-
-def _unpacks(tensor: Tensor) -> bool:
-    """Whether the copy keeps it in whole bytes."""
-    return tensor.kind == _Q5_0 and not tensor.name.startswith(_EMBEDDINGS)
 
 
 def _worth(tensors: list[Tensor]) -> bool:
