@@ -168,9 +168,8 @@ class Cleaning:
                     yield Waste("leftover", path, size_of(path), "the model that it tells of is gone")
             if path.name.endswith(".new"):
                 yield Waste("leftover", path, size_of(path), "it was being written when its process died")
-            if path.name.endswith(".gguf.lock") and not self._is_fetched(path.with_suffix("")):
-                plain = path.with_suffix("")
-                if not plain.exists() and not plain.with_name(plain.name + ".partial").exists():
+            if path.name.endswith(".gguf.lock") and not self._is_fetched(path):
+                if not _parts_and_versions(path.with_suffix("")):
                     yield Waste("leftover", path, size_of(path), "the model that it is for is gone")
         for path in self._leases.dead():
             yield Waste("leftover", path, size_of(path), "the process that used the model has died")
@@ -286,9 +285,14 @@ def removable(folder: Path, versions: Versions, entry: CatalogEntry | None, name
     if entry is not None and wanted:
         version = versions.find(entry, wanted)
         return (version.path,) if version is not None else ()
-    beside = folder.glob(f"{glob.escape(plain.stem)}@*{plain.suffix}*") if entry is not None else ()
-    parts = [plain, plain.with_name(plain.name + ".partial"), *beside]
-    return tuple(path for path in parts if path.exists() and path.suffix in {".gguf", ".partial"})
+    return _parts_and_versions(plain)
+
+
+def _parts_and_versions(plain: Path) -> tuple[Path, ...]:
+    """All versions of the model file `plain` that are there, whole or in part."""
+    beside = plain.parent.glob(f"{glob.escape(plain.stem)}@*{plain.suffix}*")
+    files = (plain, plain.with_name(plain.name + ".partial"), *sorted(beside))
+    return tuple(path for path in files if path.exists() and path.suffix in {".gguf", ".partial"})
 
 
 def _tree(folder: Path) -> Iterator[int]:
