@@ -168,9 +168,9 @@ class Cleaning:
                     yield Waste("leftover", path, size_of(path), "the model that it tells of is gone")
             if path.name.endswith(".new"):
                 yield Waste("leftover", path, size_of(path), "it was being written when its process died")
-            if path.name.endswith(".gguf.lock") and not self._is_fetched(path):
-                if not _parts_and_versions(path.with_suffix("")):
-                    yield Waste("leftover", path, size_of(path), "the model that it is for is gone")
+            unneeded = path.name.endswith(".gguf.lock") and not _parts_and_versions(path.with_suffix(""))
+            if unneeded and not self._is_fetched(path):
+                yield Waste("leftover", path, size_of(path), "the model that it is for is gone")
         for path in self._leases.dead():
             yield Waste("leftover", path, size_of(path), "the process that used the model has died")
 
