@@ -2,7 +2,8 @@
 
 A file appears under its own name only when its digest is right. Beside it may lie `FILE.partial` (a prefix
 of it, continued by the next pull), `FILE.lock` (who fetches it now) and `FILE.checked` (what its digest was
-found to be, so that half a gigabyte is not read again each time somebody asks).
+found to be, so that half a gigabyte is not read again each time somebody asks). Older versions of a model
+lie beside the newest one (`versions.py`); what came with the program is used where it is (`embedded.py`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import errno
 import hashlib
 import logging
 import os
-import re
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +29,17 @@ from nexo_lsp.errors import (
     ModelMissing,
     ModelUnknown,
 )
-from nexo_lsp.folders import UNPACKED, expanded
+from nexo_lsp.folders import expanded
 from nexo_lsp.models.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry, size_text
+from nexo_lsp.models.cleaning import Cleaning, removable
+from nexo_lsp.models.embedded import EmbeddedModels, digest_of, places
+from nexo_lsp.models.installed import WRONG_DIGEST, InstalledModel, known_problem, listed, wrong_size
+from nexo_lsp.models.leases import Leases
 from nexo_lsp.models.progress import Meter, ProgressReport, PullProgress, ignore_progress
-from nexo_lsp.models.record import read_record, record_file, write_record
+from nexo_lsp.models.record import read_record, write_record
 from nexo_lsp.models.sources import DiskFree, Source, default_sources, free_disk
 from nexo_lsp.models.transfer import CHUNK, SourceFailed, check, size_of
+from nexo_lsp.models.versions import Versions, short, split_version
 
 __all__ = ["InstalledModel", "ModelStore", "ProgressReport", "PullProgress", "Verdict"]
 
@@ -42,26 +47,6 @@ log = logging.getLogger("nexo_lsp.models")
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _LOCK_POLL_S = 0.2
-_WRONG_DIGEST = "is damaged: its SHA-256 is not the published one"
-
-
-@dataclass(frozen=True, slots=True)
-class InstalledModel:
-    """A file in the models folder."""
-
-    entry: CatalogEntry | None
-    """None for a file that the catalogue does not know (a variant, the user's own)."""
-    path: Path
-    size: int
-    verified: bool
-    """Whether its digest was found right and the file has not changed since."""
-    problem: str = ""
-    """What is wrong with it; empty when nothing is known to be."""
-
-    @property
-    def name(self) -> str:
-        """What `locate` knows it by."""
-        return self.entry.name if self.entry is not None else self.path.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,21 +72,42 @@ class ModelStore:
         sources: Sequence[Source] | None = None,
         catalog: Sequence[CatalogEntry] = CATALOG,
         disk_free: DiskFree = free_disk,
+        embedded: EmbeddedModels | None = None,
     ) -> None:
         self.folder = folder
         self.catalog = tuple(catalog)
         self._sources = tuple(sources) if sources is not None else default_sources(environ, disk_free)
         self._disk_free = disk_free
+        self._embedded = embedded or EmbeddedModels(lambda: places(environ))
+        self.versions = Versions(folder)
+        self.leases = Leases(folder, self.versions)
+        self.cleaning = Cleaning(folder, self.catalog, self.versions, self.leases)
+        self.limit_bytes = 0
+        """What the folder may hold (`nexo.models.cacheLimitGb`); 0 sets no limit. `app.py` sets it."""
+        self.configured: Collection[str] = ()
+        """The models that the settings name: they are never removed to make room."""
+
+    def used(self, path: Path) -> None:
+        """Note that a model is used now: what was not used for the longest time is removed first."""
+        self.leases.used(path)
+
+    def in_use(self, path: Path) -> contextlib.AbstractContextManager[None]:
+        """While this is open no process removes `path`, whatever its settings say. See `Leases.hold`."""
+        return self.leases.hold(path)
 
     def entry_for(self, name: str) -> CatalogEntry | None:
         """The catalogue entry behind a name, `auto`, or a path that ends in an entry's file name."""
         if name == "auto":
             name = DEFAULT_MODEL
+        name, _ = split_version(name)
         file = Path(name).name
         return next((entry for entry in self.catalog if entry.name == name or entry.file == file), None)
 
     def locate(self, name_or_path: str) -> Path:
         """The file of a catalogue name, of `auto`, of a file in the models folder, or of a path.
+
+        Of several versions it is the one that the user has chosen, else the catalogue's, else the last that
+        came; `NAME@ID` is that one. A model that came with the program is found where the folder has none.
 
         Cheap: a look at sizes, no digest. Raises `ModelUnknown`, `ModelMissing` when the catalogue has it and
         this machine does not, `ModelCorrupt` when it has the wrong size or the last check found it wrong.
@@ -110,29 +116,33 @@ class ModelStore:
             for path in (expanded(name_or_path), self.folder / name_or_path):
                 if path.is_file():
                     return path
+            embedded = self._embedded.named(name_or_path)
+            if embedded is not None:
+                return embedded
             if self.entry_for(name_or_path) is None or Path(name_or_path).name != name_or_path:
                 raise ModelUnknown(f"There is no model file at {name_or_path}.")
-        entry = self._entry(name_or_path)
-        path = self.folder / entry.file
+        return self._there(self._entry(name_or_path), split_version(name_or_path)[1])
+
+    def _there(self, entry: CatalogEntry, wanted: str) -> Path:
+        version = self.versions.find(entry, wanted) if wanted else self.versions.current(entry)
+        if version is not None:
+            return version.path
+        if wanted:
+            raise ModelMissing(f"The version {wanted} of {entry.name} is not on this machine.")
+        embedded, path = self._embedded.find(entry), self.versions.place(entry)
+        if embedded is not None:
+            return embedded
         if not path.is_file():
             raise ModelMissing(
                 f"The model {entry.name} ({entry.size_text}) is not on this machine; "
                 f"run `nexo-lsp models pull {entry.name}`."
             )
-        problem = self._known_problem(entry, path)
-        if problem:
-            raise ModelCorrupt(f"{path} {problem}; run `nexo-lsp models pull {entry.name}`.")
-        return path
+        problem = known_problem(entry, path)
+        raise ModelCorrupt(f"{path} {problem}; run `nexo-lsp models pull {entry.name}`.")
 
     def installed(self) -> tuple[InstalledModel, ...]:
-        """Every model file in the folder, by name; nothing is hashed."""
-        found: list[InstalledModel] = []
-        for path in sorted(self.folder.glob("*.gguf")):
-            entry = next((entry for entry in self.catalog if entry.file == path.name), None)
-            problem = self._known_problem(entry, path) if entry is not None else ""
-            verified = entry is not None and read_record(path) == entry.sha256
-            found.append(InstalledModel(entry, path, size_of(path), verified, problem))
-        return tuple(found)
+        """Every model file in the folder by name, then what came with the program; nothing is hashed."""
+        return listed(self.folder, self.catalog, self.versions, self._embedded)
 
     def pull(
         self,
@@ -144,24 +154,52 @@ class ModelStore:
         """Have the model here: at once if it is, else fetched from the first source that delivers it.
 
         A file that is there already is read once and its digest checked, and fetched again if it is wrong;
-        `force` fetches it again in any case. Two processes that pull at once share one download. Raises
-        `ModelUnknown`, `ModelDownloadFailed` (its message names each source and why), `DiskFull`,
+        `force` fetches it again in any case. A version that the user has chosen is the model as long as it is
+        here; otherwise an older one stays beside the catalogue's (see `versions`). Two processes that pull at
+        once share one download. Raises `ModelUnknown`, `ModelDownloadFailed` (its message names each source
+        and why), `DiskFull` (the limit of the folder counts like the disk),
         `ModelDownloadCancelled`, and `ModelError` where the folder cannot be written.
         """
-        entry = self._entry(name)
+        entry, (_, wanted) = self._entry(name), split_version(name)
         cancel = cancel or threading.Event()
-        path = self.folder / entry.file
+        chosen = self.versions.find(entry, wanted or self.versions.choice(entry.name).version)
+        if chosen is not None and chosen.id != short(entry.sha256) and not force:
+            with self._mapped_errors(entry):
+                meter = Meter(progress, chosen.size)
+                digest = read_record(chosen.path) or self._check(chosen.path, meter, cancel)
+            if short(digest) == chosen.id:
+                return chosen.path
+        return self.have(entry, progress, cancel, force)
+
+    def have(
+        self,
+        entry: CatalogEntry,
+        progress: ProgressReport = ignore_progress,
+        cancel: threading.Event | None = None,
+        force: bool = False,
+    ) -> Path:
+        """Have the very file that `entry` describes; like `pull`, which looks the entry up."""
+        cancel = cancel or threading.Event()
         meter = Meter(progress, entry.size)
         with self._mapped_errors(entry):
-            if not force and self._is_right(entry, path, meter, cancel):
-                return path
+            for path in () if force else self._candidates(entry):
+                if self._is_right(entry, path, meter, cancel):
+                    return path
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock(entry, meter, cancel) as waited:
+                path = self.versions.place(entry)
                 # Whoever held the lock has probably just fetched it.
                 if (waited or not force) and self._is_right(entry, path, meter, cancel):
                     return path
+                self.cleaning.make_room(self.limit_bytes, entry, _partial(path), self.configured)
                 self._fetch(entry, path, meter, cancel, force)
+        self.cleaning.trim(self.limit_bytes, (*self.configured, f"{entry.name}@{short(entry.sha256)}"))
         return path
+
+    def _candidates(self, entry: CatalogEntry) -> tuple[Path, ...]:
+        embedded = self._embedded.find(entry)
+        path = self.versions.place(entry)
+        return (path, embedded) if embedded is not None else (path,)
 
     def verify(
         self, name: str, progress: ProgressReport = ignore_progress, cancel: threading.Event | None = None
@@ -170,49 +208,52 @@ class ModelStore:
 
         Raises `ModelUnknown` for what the catalogue does not pin, `ModelMissing`, `ModelDownloadCancelled`.
         """
-        entry = self._entry(name)
-        path = self.folder / entry.file
-        if not path.is_file():
-            raise ModelMissing(f"The model {entry.name} is not on this machine; there is nothing to verify.")
-        size = size_of(path)
-        if size != entry.size:
-            return Verdict(False, entry.name, path, size, "", _wrong_size(size, entry))
+        entry, (_, wanted) = self._entry(name), split_version(name)
+        try:
+            path = self._there(entry, wanted)
+        except ModelCorrupt:
+            path = self.versions.place(entry)
+        except ModelMissing as error:
+            raise ModelMissing(
+                f"The model {name} is not on this machine; there is nothing to verify."
+            ) from error
+        size, right = size_of(path), entry.sha256
+        ours = path.parent == self.folder
+        version = next((one for one in self.versions.of(entry) if one.path == path), None) if ours else None
+        if version is not None and version.id != short(right):
+            # An older version is right if it is what it was when it was fetched.
+            right = read_record(path) or version.id
+        elif size != entry.size:
+            return Verdict(False, entry.name, path, size, "", wrong_size(size, entry))
         with self._mapped_errors(entry):
-            digest = self._check(path, Meter(progress, entry.size), cancel or threading.Event())
-        ok = digest == entry.sha256
-        return Verdict(ok, entry.name, path, size, digest, "" if ok else _WRONG_DIGEST)
+            meter, cancel = Meter(progress, size), cancel or threading.Event()
+            digest = self._check(path, meter, cancel) if ours else _digest(path, meter, cancel)
+        ok = digest.startswith(right)
+        label = version.of(entry.name) if version is not None and wanted else entry.name
+        return Verdict(ok, label, path, size, digest, "" if ok else WRONG_DIGEST)
 
     def remove(self, name: str) -> int:
         """Delete a model of this folder with what was fetched of it in part; gives the bytes freed.
 
-        Raises `ModelMissing` when there is none, `ModelUnknown`, `ModelError` while it is fetched or used.
+        All its versions go, or with `NAME@ID` that one. Raises `ModelMissing` when there is none,
+        `ModelUnknown`, `ModelError` while it is fetched or used, and for what came with the program.
         """
-        entry = next((entry for entry in self.catalog if entry.name == name), None)
+        entry = next((entry for entry in self.catalog if entry.name == split_version(name)[0]), None)
         if entry is None and (Path(name).name != name or not (self.folder / name).is_file()):
             entry = self._entry(name)
-        path = self.folder / (entry.file if entry is not None else name)
-        partial = _partial(path)
-        # What an engine made of it for itself is of no use without it.
-        copy = re.compile(re.escape(path.stem) + r"\.[0-9a-f]{16}\.(gguf|partial)")
-        copies = tuple(file for file in (self.folder / UNPACKED).glob("*") if copy.fullmatch(file.name))
-        freed = sum(map(size_of, (path, partial, *copies)))
-        if not path.exists() and not partial.exists():
+        files = removable(self.folder, self.versions, entry, name)
+        if not files:
+            embedded = self._embedded.find(entry) if entry is not None else None
+            if embedded is not None:
+                raise ModelError(f"{embedded} came with the program, and is never removed by it.")
             raise ModelMissing(f"The model {name} is not on this machine; there is nothing to remove.")
-        try:
-            with filelock.FileLock(_lock_file(path), timeout=0):
-                # What an engine may have open (Windows) goes first: if that fails, nothing is lost.
-                for file in (*copies, path, partial, record_file(path)):
-                    file.unlink(missing_ok=True)
-        except filelock.Timeout as error:
-            raise ModelError(f"{path.name} is being fetched by another process; stop that first.") from error
-        except OSError as error:
-            raise ModelError(
-                f"{path} cannot be removed ({error.strerror}); is an engine using it?"
-            ) from error
+        freed = self.cleaning.remove_all(files)
+        if entry is not None and not self.versions.of(entry) and self.versions.choice(entry.name).version:
+            self.versions.choose(entry, "")
         return freed
 
     def _entry(self, name: str) -> CatalogEntry:
-        wanted = DEFAULT_MODEL if name == "auto" else name
+        wanted = DEFAULT_MODEL if name == "auto" else split_version(name)[0]
         for entry in self.catalog:
             if wanted in {entry.name, entry.file}:
                 return entry
@@ -221,20 +262,17 @@ class ModelStore:
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}."
         raise ModelUnknown(f"There is no model called {name}; {hint}")
 
-    def _known_problem(self, entry: CatalogEntry, path: Path) -> str:
-        size = size_of(path)
-        if size != entry.size:
-            return _wrong_size(size, entry)
-        return _WRONG_DIGEST if read_record(path) not in {None, entry.sha256} else ""
-
     def _is_right(self, entry: CatalogEntry, path: Path, meter: Meter, cancel: threading.Event) -> bool:
         if size_of(path) != entry.size:
             return False
+        if path.parent != self.folder:
+            return digest_of(path) == entry.sha256
         return (read_record(path) or self._check(path, meter, cancel)) == entry.sha256
 
     def _check(self, path: Path, meter: Meter, cancel: threading.Event) -> str:
         digest = _digest(path, meter, cancel)
-        write_record(path, digest)
+        published = any(digest == entry.sha256 for entry in self.catalog)
+        write_record(path, digest, published=published)
         return digest
 
     def _fetch(
@@ -302,7 +340,7 @@ class ModelStore:
                 os.fsync(folder)
             finally:
                 os.close(folder)
-        write_record(path, entry.sha256)
+        write_record(path, entry.sha256, published=True)
 
     def _require_room(self, entry: CatalogEntry, partial: Path) -> None:
         needed = entry.size - size_of(partial)
@@ -360,10 +398,6 @@ def _partial(path: Path) -> Path:
 
 def _lock_file(path: Path) -> Path:
     return path.with_name(path.name + ".lock")
-
-
-def _wrong_size(size: int, entry: CatalogEntry) -> str:
-    return f"is damaged: it has {size:,} bytes instead of {entry.size:,}"
 
 
 def _digest(path: Path, meter: Meter, cancel: threading.Event) -> str:

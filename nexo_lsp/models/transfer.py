@@ -68,7 +68,7 @@ def size_of(path: Path) -> int:
     """How many bytes `path` has; 0 where there is no file."""
     try:
         return path.stat().st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0
 
 
