@@ -85,11 +85,19 @@ class CatalogEntry:
     good_for: tuple[Purpose, ...] = ()
     announced_by: str = ""
     """Which source said what `size` and `sha256` are; empty where the catalogue itself says it."""
+    announced_mark: str = ""
+    """What changes at that source when the file does, beside `sha256`."""
 
     @property
     def pinned(self) -> bool:
         """Whether the catalogue knows the file's digest, so that no source has to be believed."""
         return bool(self.sha256) and not self.announced_by
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """What the file may be called elsewhere: as in the models folder, or as its publisher calls it."""
+        public = self.hub_file or (self.urls[0].split("?")[0] if self.urls else "")
+        return tuple(dict.fromkeys((self.file, public.rpartition("/")[2] or self.file)))
 
     @property
     def size_text(self) -> str:

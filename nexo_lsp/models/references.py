@@ -1,8 +1,8 @@
 """Models that no catalogue names: an address of a GGUF file on the Hub or on any other server.
 
-`hf:owner/repo/file.gguf`, with `@revision` behind it if it is not `main`; the addresses that the Hub itself shows
-for a file; and `https://host/file.gguf`. From each follows an entry that is not pinned, and a file name that no
-other reference has.
+`hf:owner/repo/file.gguf`, with `@revision` behind it if it is not `main`; the addresses that the Hub itself
+shows for a file; and `https://host/file.gguf`. From each follows an entry that is not pinned, and a file name
+that no other reference has.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def entry_of(text: str, catalog: Sequence[CatalogEntry]) -> CatalogEntry:
     match = _HF.fullmatch(text)
     if match is None:
         raise ModelUnknown(
-            f"{text} does not name a model file; write hf:owner/repo/file.gguf, or hf:owner/repo/file.gguf@revision."
+            f"{text} does not name a model file; write hf:owner/repo/file.gguf, with @revision behind it "
+            "for another branch or commit than main."
         )
     return _of_hub(match["repo"], match["file"], match["revision"] or MAIN, catalog)
 
