@@ -40,6 +40,7 @@ from nexo_lsp.models.record import read_record, write_record
 from nexo_lsp.models.sources import DiskFree, Source, default_sources, free_disk
 from nexo_lsp.models.transfer import CHUNK, SourceFailed, check, size_of
 from nexo_lsp.models.versions import Versions, short, split_version
+from nexo_lsp.settings import Settings
 
 __all__ = ["InstalledModel", "ModelStore", "ProgressReport", "PullProgress", "Verdict"]
 
@@ -83,9 +84,15 @@ class ModelStore:
         self.leases = Leases(folder, self.versions)
         self.cleaning = Cleaning(folder, self.catalog, self.versions, self.leases)
         self.limit_bytes = 0
-        """What the folder may hold (`nexo.models.cacheLimitGb`); 0 sets no limit. `app.py` sets it."""
+        """What the folder may hold; 0 sets no limit."""
         self.configured: Collection[str] = ()
         """The models that the settings name: they are never removed to make room."""
+
+    def follow(self, settings: Settings) -> None:
+        """Keep to the limit that the settings set, and keep the models that they name."""
+        self.limit_bytes = round(settings.models.cache_limit_gb * 1e9)
+        named = (settings.model, settings.review.model, settings.completion.model)
+        self.configured = tuple(name for name in named if name)
 
     def used(self, path: Path) -> None:
         """Note that a model is used now: what was not used for the longest time is removed first."""
@@ -121,7 +128,7 @@ class ModelStore:
                 return embedded
             if self.entry_for(name_or_path) is None or Path(name_or_path).name != name_or_path:
                 raise ModelUnknown(f"There is no model file at {name_or_path}.")
-        return self._there(self._entry(name_or_path), split_version(name_or_path)[1])
+        return self._there(self.entry(name_or_path), split_version(name_or_path)[1])
 
     def _there(self, entry: CatalogEntry, wanted: str) -> Path:
         version = self.versions.find(entry, wanted) if wanted else self.versions.current(entry)
@@ -160,7 +167,7 @@ class ModelStore:
         and why), `DiskFull` (the limit of the folder counts like the disk),
         `ModelDownloadCancelled`, and `ModelError` where the folder cannot be written.
         """
-        entry, (_, wanted) = self._entry(name), split_version(name)
+        entry, (_, wanted) = self.entry(name), split_version(name)
         cancel = cancel or threading.Event()
         chosen = self.versions.find(entry, wanted or self.versions.choice(entry.name).version)
         if chosen is not None and chosen.id != short(entry.sha256) and not force:
@@ -208,7 +215,7 @@ class ModelStore:
 
         Raises `ModelUnknown` for what the catalogue does not pin, `ModelMissing`, `ModelDownloadCancelled`.
         """
-        entry, (_, wanted) = self._entry(name), split_version(name)
+        entry, (_, wanted) = self.entry(name), split_version(name)
         try:
             path = self._there(entry, wanted)
         except ModelCorrupt:
@@ -240,7 +247,7 @@ class ModelStore:
         """
         entry = next((entry for entry in self.catalog if entry.name == split_version(name)[0]), None)
         if entry is None and (Path(name).name != name or not (self.folder / name).is_file()):
-            entry = self._entry(name)
+            entry = self.entry(name)
         files = removable(self.folder, self.versions, entry, name)
         if not files:
             embedded = self._embedded.find(entry) if entry is not None else None
@@ -252,7 +259,8 @@ class ModelStore:
             self.versions.choose(entry, "")
         return freed
 
-    def _entry(self, name: str) -> CatalogEntry:
+    def entry(self, name: str) -> CatalogEntry:
+        """The catalogue entry of a name or a file name (`auto`, `NAME@ID` too). Raises `ModelUnknown`."""
         wanted = DEFAULT_MODEL if name == "auto" else split_version(name)[0]
         for entry in self.catalog:
             if wanted in {entry.name, entry.file}:

@@ -95,7 +95,7 @@ class Versions:
 
     def find(self, entry: CatalogEntry, version: str) -> Version | None:
         """One version of a model by its id."""
-        return next((one for one in self.of(entry) if one.id == version), None)
+        return next((one for one in self.of(entry) if version and one.id == version), None)
 
     def current(self, entry: CatalogEntry) -> Version | None:
         """The version that is used: the chosen one, else the catalogue's, else the one that came last.
@@ -111,7 +111,7 @@ class Versions:
         newest = short(entry.sha256)
         if newest in here:
             return here[newest]
-        if not here or self.place(entry).exists():
+        if not here or (newest and self.place(entry).exists()):
             return None
         return list(here.values())[-1]
 
@@ -123,7 +123,8 @@ class Versions:
         if beside.exists():
             return beside
         there = self._version(entry, plain)
-        return plain if there is None or there.id == wanted else beside
+        # An entry that is not pinned, and of which nothing was announced yet, has but one place.
+        return plain if there is None or not wanted or there.id == wanted else beside
 
     def choice(self, name: str) -> Choice:
         """What the user has chosen for a model; a file that cannot be read says nothing."""
