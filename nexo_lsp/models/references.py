@@ -29,6 +29,14 @@ def is_reference(text: str) -> bool:
     return text.startswith("hf:") or re.match(r"[a-z]+://", text) is not None
 
 
+def file_of(name: str, catalog: Sequence[CatalogEntry]) -> str:
+    """What a model lies under in the models folder if `name` is a reference; `name` itself if it is none."""
+    try:
+        return entry_of(name, catalog).file if is_reference(name) else name
+    except ModelUnknown:
+        return name
+
+
 def entry_of(text: str, catalog: Sequence[CatalogEntry]) -> CatalogEntry:
     """The entry for a reference: the catalogue's own if it has this file, else one that is not pinned.
 

@@ -37,8 +37,21 @@ from nexo_lsp.models.installed import WRONG_DIGEST, InstalledModel, known_proble
 from nexo_lsp.models.leases import Leases
 from nexo_lsp.models.progress import Meter, ProgressReport, PullProgress, ignore_progress
 from nexo_lsp.models.record import read_record, write_record
+from nexo_lsp.models.references import entry_of, file_of, is_reference
 from nexo_lsp.models.sources import DiskFree, Source, default_sources, free_disk
 from nexo_lsp.models.transfer import CHUNK, SourceFailed, check, size_of
+from nexo_lsp.models.unpinned import (
+    NotAnnounced,
+    agrees,
+    announced,
+    as_it_lies,
+    begin,
+    entry_behind,
+    forgotten,
+    keep,
+    note_of,
+    remembered,
+)
 from nexo_lsp.models.versions import Versions, short, split_version
 from nexo_lsp.settings import Settings
 
@@ -61,6 +74,8 @@ class Verdict:
     sha256: str
     """Of the file as it is; empty when its size was enough to see that it is wrong."""
     problem: str = ""
+    note: str = ""
+    """What there is to say besides: who says what the file should be, where the catalogue does not."""
 
 
 class ModelStore:
@@ -92,7 +107,7 @@ class ModelStore:
         """Keep to the limit that the settings set, and keep the models that they name."""
         self.limit_bytes = round(settings.models.cache_limit_gb * 1e9)
         named = (settings.model, settings.review.model, settings.completion.model)
-        self.configured = tuple(name for name in named if name)
+        self.configured = tuple(file_of(name, self.catalog) for name in named if name)
 
     def used(self, path: Path) -> None:
         """Note that a model is used now: what was not used for the longest time is removed first."""
@@ -104,6 +119,8 @@ class ModelStore:
 
     def entry_for(self, name: str) -> CatalogEntry | None:
         """The catalogue entry behind a name, `auto`, or a path that ends in an entry's file name."""
+        if is_reference(name):
+            return self.entry(name)
         if name == "auto":
             name = DEFAULT_MODEL
         name, _ = split_version(name)
@@ -119,6 +136,8 @@ class ModelStore:
         Cheap: a look at sizes, no digest. Raises `ModelUnknown`, `ModelMissing` when the catalogue has it and
         this machine does not, `ModelCorrupt` when it has the wrong size or the last check found it wrong.
         """
+        if is_reference(name_or_path):
+            return self._there(self.entry(name_or_path), "")
         if _looks_like_path(name_or_path):
             for path in (expanded(name_or_path), self.folder / name_or_path):
                 if path.is_file():
@@ -167,7 +186,7 @@ class ModelStore:
         and why), `DiskFull` (the limit of the folder counts like the disk),
         `ModelDownloadCancelled`, and `ModelError` where the folder cannot be written.
         """
-        entry, (_, wanted) = self.entry(name), split_version(name)
+        entry, (_, wanted) = self.entry(name), _split(name)
         cancel = cancel or threading.Event()
         chosen = self.versions.find(entry, wanted or self.versions.choice(entry.name).version)
         if chosen is not None and chosen.id != short(entry.sha256) and not force:
@@ -187,6 +206,8 @@ class ModelStore:
     ) -> Path:
         """Have the very file that `entry` describes; like `pull`, which looks the entry up."""
         cancel = cancel or threading.Event()
+        if not entry.sha256 or (force and not entry.pinned):
+            entry = self._announced(forgotten(entry), cancel)
         meter = Meter(progress, entry.size)
         with self._mapped_errors(entry):
             for path in () if force else self._candidates(entry):
@@ -200,8 +221,17 @@ class ModelStore:
                     return path
                 self.cleaning.make_room(self.limit_bytes, entry, _partial(path), self.configured)
                 self._fetch(entry, path, meter, cancel, force)
-        self.cleaning.trim(self.limit_bytes, (*self.configured, f"{entry.name}@{short(entry.sha256)}"))
+        self.cleaning.trim(self.limit_bytes, (*self.configured, path.name))
         return path
+
+    def _announced(self, entry: CatalogEntry, cancel: threading.Event) -> CatalogEntry:
+        try:
+            return announced(entry, self._sources, cancel)
+        except NotAnnounced as failure:
+            path = self.folder / entry.file
+            if path.is_file():
+                return as_it_lies(entry, path)
+            raise ModelDownloadFailed(_nowhere(entry, [str(failure)])) from failure
 
     def _candidates(self, entry: CatalogEntry) -> tuple[Path, ...]:
         embedded = self._embedded.find(entry)
@@ -215,7 +245,7 @@ class ModelStore:
 
         Raises `ModelUnknown` for what the catalogue does not pin, `ModelMissing`, `ModelDownloadCancelled`.
         """
-        entry, (_, wanted) = self.entry(name), split_version(name)
+        entry, (_, wanted) = self.entry(name), _split(name)
         try:
             path = self._there(entry, wanted)
         except ModelCorrupt:
@@ -230,14 +260,18 @@ class ModelStore:
         if version is not None and version.id != short(right):
             # An older version is right if it is what it was when it was fetched.
             right = read_record(path) or version.id
-        elif size != entry.size:
+        elif entry.size and size != entry.size:
             return Verdict(False, entry.name, path, size, "", wrong_size(size, entry))
+        elif not right:
+            entry = as_it_lies(entry, path)
         with self._mapped_errors(entry):
             meter, cancel = Meter(progress, size), cancel or threading.Event()
             digest = self._check(path, meter, cancel) if ours else _digest(path, meter, cancel)
         ok = digest.startswith(right)
+        if ours and not right:
+            keep(entry, path, digest)
         label = version.of(entry.name) if version is not None and wanted else entry.name
-        return Verdict(ok, label, path, size, digest, "" if ok else WRONG_DIGEST)
+        return Verdict(ok, label, path, size, digest, "" if ok else WRONG_DIGEST, note_of(entry))
 
     def remove(self, name: str) -> int:
         """Delete a model of this folder with what was fetched of it in part; gives the bytes freed.
@@ -245,7 +279,7 @@ class ModelStore:
         All its versions go, or with `NAME@ID` that one. Raises `ModelMissing` when there is none,
         `ModelUnknown`, `ModelError` while it is fetched or used, and for what came with the program.
         """
-        entry = next((entry for entry in self.catalog if entry.name == split_version(name)[0]), None)
+        entry = next((entry for entry in self.catalog if entry.name == _split(name)[0]), None)
         if entry is None and (Path(name).name != name or not (self.folder / name).is_file()):
             entry = self.entry(name)
         files = removable(self.folder, self.versions, entry, name)
@@ -260,11 +294,19 @@ class ModelStore:
         return freed
 
     def entry(self, name: str) -> CatalogEntry:
-        """The catalogue entry of a name or a file name (`auto`, `NAME@ID` too). Raises `ModelUnknown`."""
+        """The entry of a name, a file name or a reference (`auto`, `NAME@ID` too). Raises `ModelUnknown`.
+
+        What is not pinned has the size and the digest that are remembered of its file, if it is here.
+        """
+        if is_reference(name):
+            return remembered(entry_of(name, self.catalog), self.folder)
         wanted = DEFAULT_MODEL if name == "auto" else split_version(name)[0]
         for entry in self.catalog:
             if wanted in {entry.name, entry.file}:
-                return entry
+                return remembered(entry, self.folder)
+        fetched = entry_behind(self.folder / wanted, self.catalog) if Path(wanted).name == wanted else None
+        if fetched is not None:
+            return fetched
         names = [entry.name for entry in self.catalog]
         close = difflib.get_close_matches(wanted.lower(), names, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}."
@@ -275,7 +317,11 @@ class ModelStore:
             return False
         if path.parent != self.folder:
             return digest_of(path) == entry.sha256
-        return (read_record(path) or self._check(path, meter, cancel)) == entry.sha256
+        digest = read_record(path) or self._check(path, meter, cancel)
+        right = agrees(entry, digest)
+        if right:
+            keep(entry, path, digest)
+        return right
 
     def _check(self, path: Path, meter: Meter, cancel: threading.Event) -> str:
         digest = _digest(path, meter, cancel)
@@ -292,10 +338,12 @@ class ModelStore:
         elif path.exists():
             log.warning("%s is not the published file; fetching it again", path)
             path.unlink()
+        begin(entry, partial)
+        meter.downloaded(size_of(partial), note_of(entry))
         if size_of(partial) >= entry.size:
             # An earlier pull was ended while it checked the digest, or left something else here.
-            if _digest(partial, meter, cancel) == entry.sha256:
-                self._place(entry, partial, path)
+            if agrees(entry, digest := _digest(partial, meter, cancel)):
+                self._place(entry, partial, path, digest)
                 return
             partial.unlink()
         reasons: list[str] = []
@@ -303,37 +351,42 @@ class ModelStore:
             self._require_room(entry, partial)
             meter.begin(source.name, size_of(partial))
             try:
-                self._fetch_from(source, entry, partial, meter, cancel)
+                digest = self._fetch_from(source, entry, partial, meter, cancel)
             except SourceFailed as failure:
                 log.warning("%s could not deliver %s: %s", source.name, entry.name, failure)
                 reasons.append(f"{source.name}: {failure}")
                 meter.downloaded(size_of(partial), reasons[-1])
                 continue
             log.info("%s came from %s", entry.name, source.name)
-            self._place(entry, partial, path)
+            self._place(entry, partial, path, digest)
             return
         self._require_room(entry, partial)
         raise ModelDownloadFailed(_nowhere(entry, reasons))
 
     def _fetch_from(
         self, source: Source, entry: CatalogEntry, partial: Path, meter: Meter, cancel: threading.Event
-    ) -> None:
+    ) -> str:
+        """Gives the digest of what was fetched, which is right."""
         resumed = size_of(partial) > 0
         source.fetch(entry, partial, meter.downloaded, cancel)
         size = size_of(partial)
         if size != entry.size:
             raise SourceFailed(f"it delivered {size:,} of {entry.size:,} bytes")
-        if _digest(partial, meter, cancel) == entry.sha256:
-            return
+        digest = _digest(partial, meter, cancel)
+        if agrees(entry, digest):
+            return digest
         partial.unlink()
         if not resumed:
-            raise SourceFailed("what it delivers has another SHA-256 than the published file")
+            published = (
+                "published file" if entry.pinned else "announced file; --force takes what there is now"
+            )
+            raise SourceFailed(f"what it delivers has another SHA-256 than the {published}")
         # The wrong bytes may be those that were there before, so this source is not to blame yet.
         log.warning("%s: what was continued is damaged; starting again", entry.name)
         meter.downloaded(0, "what had been fetched before was damaged; starting again")
-        self._fetch_from(source, entry, partial, meter, cancel)
+        return self._fetch_from(source, entry, partial, meter, cancel)
 
-    def _place(self, entry: CatalogEntry, partial: Path, path: Path) -> None:
+    def _place(self, entry: CatalogEntry, partial: Path, path: Path, digest: str) -> None:
         """Give the complete file its name, in such an order that no crash leaves a wrong file under it."""
         with partial.open("r+b") as file:
             os.fsync(file.fileno())
@@ -348,7 +401,8 @@ class ModelStore:
                 os.fsync(folder)
             finally:
                 os.close(folder)
-        write_record(path, entry.sha256, published=True)
+        write_record(path, digest, published=True)
+        keep(entry, path, digest)
 
     def _require_room(self, entry: CatalogEntry, partial: Path) -> None:
         needed = entry.size - size_of(partial)
@@ -394,6 +448,11 @@ class ModelStore:
                 f"The models folder {self.folder} cannot be used ({error}); mend that, or set NEXO_HOME to "
                 "another folder."
             ) from error
+
+
+def _split(name: str) -> tuple[str, str]:
+    """As `split_version`; what stands behind the @ of a reference is a revision."""
+    return (name, "") if is_reference(name) else split_version(name)
 
 
 def _looks_like_path(name: str) -> bool:
