@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from nexo_lsp.errors import ModelUnknown
 from nexo_lsp.models.catalog import MAIN, CatalogEntry
@@ -43,9 +43,12 @@ def entry_of(text: str, catalog: Sequence[CatalogEntry]) -> CatalogEntry:
     Raises `ModelUnknown` where the text is none of the forms that are understood.
     """
     if not text.startswith("hf:"):
-        parts = urlsplit(text)
+        try:
+            parts = urlsplit(text)
+        except ValueError as error:
+            raise ModelUnknown(f"{text} is no address ({error}).") from error
         if parts.hostname not in _HUB_HOSTS:
-            return _of_address(text)
+            return _of_address(text, parts)
         page = _HUB_PAGE.fullmatch(unquote(parts.path))
         text = f"hf:{page['repo']}/{page['file']}@{page['revision']}" if page else text
     match = _HF.fullmatch(text)
@@ -73,8 +76,7 @@ def _of_hub(repo: str, file: str, revision: str, catalog: Sequence[CatalogEntry]
     )
 
 
-def _of_address(text: str) -> CatalogEntry:
-    parts = urlsplit(text)
+def _of_address(text: str, parts: SplitResult) -> CatalogEntry:
     file = unquote(parts.path).rpartition("/")[2]
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
         # Whoever sits between could put any file in the place of one that nobody has pinned.
