@@ -16,7 +16,7 @@ from nexo_lsp.engines.llama.messages import Load
 from nexo_lsp.engines.llama.process import Hosted, Spawn, spawn_private
 from nexo_lsp.folders import Folders, folders
 from nexo_lsp.generation import Capabilities, EngineStatus
-from nexo_lsp.models.catalog import CATALOG
+from nexo_lsp.models.catalog import builtin
 from nexo_lsp.runtime.environment import Platform
 from nexo_lsp.runtime.providers.provider import Availability, Traits
 from nexo_lsp.settings import EngineSettings
@@ -128,10 +128,10 @@ def _draft(model: Path, known: Tuned | None) -> tuple[Path | None, str]:
 
 def draft_for(model: Path) -> Path | None:
     """The smaller model beside `model` that may guess for it, if there is one."""
-    own = next((entry for entry in CATALOG if entry.file == model.name), None)
+    own = next((entry for entry in builtin() if entry.file == model.name), None)
     if own is None:
         return None
-    kin = [entry for entry in CATALOG if entry.family == own.family and entry.size <= own.size * _SMALLER]
+    kin = [entry for entry in builtin() if entry.family == own.family and entry.size <= own.size * _SMALLER]
     found = [path for entry in kin if (path := model.with_name(entry.file)).is_file()]
     return min(found, key=lambda path: path.stat().st_size, default=None)
 
