@@ -12,16 +12,14 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from nexo_lsp.engines.client_port import Announcement, Call, ClientPort, End, Part
-from nexo_lsp.engines.client_words import Unprefixed, fitted
+from nexo_lsp.engines.client_words import Fitted, Opening, fitted
 from nexo_lsp.engines.llama.text_stream import TextStream
 from nexo_lsp.errors import EngineClosed, EngineCrashed, EngineUnavailable
 from nexo_lsp.generation import (
     Capabilities,
-    ChatPrompt,
     EngineState,
     EngineStatus,
     FinishReason,
-    InfillPrompt,
     Piece,
     Request,
     Usage,
@@ -101,8 +99,9 @@ class ClientHostedEngine:
             if await answer.turn(call):
                 # Whatever was so when it stood in line: what counts is where the text would go now.
                 self._require_permission()
-                call.send(fitted(request, self._port.require()))
-                answer.begin(self._port.require())
+                asked = fitted(request, self._port.require())
+                call.send(asked.request)
+                answer.begin(asked)
                 self._changed()
             while not finished:
                 piece = await answer.next(call)
@@ -165,13 +164,9 @@ class _Answer:
         self._first_at: float | None = None
         limit = request.deadline_s
         self._deadline = None if limit is None else self._asked_at + limit
-        self._request = request
-        stop = request.stop
-        if isinstance(request.prompt, InfillPrompt):
-            # A client that shows special tokens as text shows these too.
-            stop += request.prompt.template.stop
-        self._stream = TextStream(stop)
-        self._prefix = Unprefixed("")
+        self._max_tokens = request.max_tokens
+        self._opening = Opening(())
+        self._stream = TextStream()
         # JavaScript cuts text in the middle of what it takes for two characters; this puts it together.
         self._utf16 = codecs.getincrementaldecoder("utf-16-le")("replace")
         self._tokens = self._chars = 0
@@ -187,12 +182,11 @@ class _Answer:
             self._sent_at = self._loop.time()
         return not self._late
 
-    def begin(self, engine: Announcement) -> None:
-        """It was sent to this engine."""
+    def begin(self, asked: Fitted) -> None:
+        """This was sent to the client."""
         self._sent_at = self._loop.time()
-        prompt = self._request.prompt
-        if isinstance(prompt, ChatPrompt) and not engine.answer_prefix:
-            self._prefix = Unprefixed(prompt.answer_prefix)
+        self._opening = Opening(asked.openings)
+        self._stream = TextStream(asked.stop)
 
     async def next(self, call: Call) -> Piece:
         """The next piece that has something to show, or the last one."""
@@ -231,16 +225,16 @@ class _Answer:
         self._chars += len(part.text)
         self._tokens = max(self._tokens + 1, part.tokens, self._chars // _LONGEST_TOKEN)
         whole = self._utf16.decode(part.text.encode("utf-16-le", "surrogatepass"))
-        shown = self._stream.feed(self._prefix.feed(whole).encode())
+        shown = self._stream.feed(self._opening.feed(whole).encode())
         if self._stream.stopped:
             return self._last(FinishReason.STOP, shown=shown)
-        if self._tokens >= self._request.max_tokens:
+        if self._tokens >= self._max_tokens:
             return self._last(FinishReason.LENGTH, shown=shown)
         return Piece(shown, self._tokens) if shown else None
 
     def _last(self, finish: FinishReason, end: End | None = None, shown: str = "") -> Piece:
         if not self._stream.stopped:
-            rest = self._prefix.feed(self._utf16.decode(b"", final=True)) + self._prefix.finish()
+            rest = self._opening.feed(self._utf16.decode(b"", final=True)) + self._opening.finish()
             shown += self._stream.feed(rest.encode()) + self._stream.finish()
         if self._stream.stopped:
             finish = FinishReason.STOP

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,16 +16,18 @@ from nexo_lsp.engines.mock import MockEngine, Rule
 from tests.lsp.conftest import StartEditor
 from tests.lsp.editor import Editor
 from tests.lsp.engine_client import EVERYTHING, EngineClient
+from tests.lsp.raw import INITIALIZE, start_raw
 
 CODE = "def add(a, b):\n    return \n"
 LAST = "def last(items):\n    return items[len(items)]\n"
-REMARK = {
-    "quote": "    return items[len(items)]",
+FINDING = {
+    "quote": "return items[len(items)]",
     "category": "bug",
     "severity": "warning",
     "message": "This is one beyond the end.",
     "suggestion": "",
 }
+NOTHING = '{"findings": []}'
 ENGINE = {"NEXO_ENGINE": "client-hosted"}
 MANUAL = {"review": {"trigger": "manual"}}
 
@@ -37,9 +40,9 @@ async def start(start_editor: StartEditor) -> AsyncIterator[Start]:
     clients: list[EngineClient] = []
 
     async def begin(
-        rules: Sequence[dict[str, Any]] | None = (), *, environ: dict[str, str] = ENGINE, **announced: Any
+        rules: Sequence[dict[str, Any]] | None = (), *, trigger: str = "manual", **announced: Any
     ) -> EngineClient:
-        editor = await start_editor(environ=environ, configuration=MANUAL)
+        editor = await start_editor(environ=ENGINE, configuration={"review": {"trigger": trigger}})
         engine = None if rules is None else MockEngine([Rule.model_validate(rule) for rule in rules])
         client = EngineClient(editor, engine)
         client.announce(**announced)
@@ -59,6 +62,14 @@ def ask(editor: Editor, uri: str, identity: int | None = None) -> asyncio.Future
     return asyncio.ensure_future(editor.client.text_document_inline_completion_async(params))
 
 
+async def status_when(editor: Editor, condition: Callable[[Any], bool]) -> Any:
+    """Ask for `nexo/status` until it is as wanted: it is another process that does the work."""
+    async with asyncio.timeout(editor.patience_s):
+        while not condition(status := await editor.request("nexo/status")):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return status
+
+
 async def test_completion_comes_from_the_client(start: Start) -> None:
     client = await start([{"match": "return <FILL>", "answer": "a + b"}])
     uri = client.editor.open("a.py", CODE)
@@ -73,14 +84,14 @@ async def test_completion_comes_from_the_client(start: Start) -> None:
 
 
 async def test_review_comes_from_the_client(start: Start) -> None:
-    client = await start([{"json": [REMARK]}])
+    client = await start([{"json": {"findings": [FINDING]}}])
     uri = client.editor.open("a.py", LAST)
     result = await client.editor.review(uri)
     assert (result.findings, result.complete) == (1, True)
-    assert client.editor.client.diagnostics[uri][0].message.startswith(REMARK["message"])
+    assert client.editor.client.diagnostics[uri][0].message.startswith(FINDING["message"])
     (params,) = client.asked
-    assert params.priority == "background"
-    assert params.jsonSchema.type == "array"
+    assert params.priority == "foreground"
+    assert params.jsonSchema.type == "object"
     assert params.messages[-1].role == "user"
 
 
@@ -98,7 +109,7 @@ async def test_an_action_comes_from_the_client(start: Start) -> None:
 async def test_what_the_engine_cannot_be_told_is_said_in_words(start: Start) -> None:
     client = await start(
         [
-            {"match": "JSON schema", "json": [REMARK]},
+            {"match": "JSON schema", "json": {"findings": [FINDING]}},
             {"match": "has to begin", "answer": "```python\ndef add(a, b):\n    return a + b\n```\n"},
         ],
         jsonSchema=False,
@@ -184,7 +195,7 @@ async def test_two_requests_run_at_once_and_no_more(start: Start) -> None:
     uris = [editor.open(f"{name}.py", f"def {name}():\n    return \n") for name in "abc"]
     asked = [ask(editor, uri) for uri in uris]
     await client.until_asked(2)
-    assert (await editor.request("nexo/status")).queued == 1
+    await status_when(editor, lambda status: (status.running, status.queued) == (2, 1))
     first, second = client.asked
     client.piece(first.id, 0, "on")
     client.piece(second.id, 0, "tw")
@@ -199,23 +210,20 @@ async def test_two_requests_run_at_once_and_no_more(start: Start) -> None:
 
 
 async def test_the_urgent_overtake_those_that_wait(start: Start) -> None:
-    client = await start(None, parallel=1)
+    client = await start(None, parallel=1, trigger="onSave")
     editor = client.editor
-    reviewed, uri = (
-        editor.open("a.py", LAST + "\n\n" + LAST.replace("last", "final")),
-        editor.open("b.py", CODE),
-    )
-    review = asyncio.ensure_future(editor.review(reviewed))
+    reviewed = editor.open("a.py", LAST + "\n\n" + LAST.replace("last", "final"))
+    uri = editor.open("b.py", CODE)
+    editor.save(reviewed)
     first = await client.until_asked()
     asked = ask(editor, uri)
-    await editor.request("nexo/status")
-    client.answer(first.id, "[]")
+    await status_when(editor, lambda status: status.queued == 2)
+    client.answer(first.id, NOTHING)
     second = await client.until_asked(2)
     assert (first.priority, second.priority) == ("background", "interactive")
     client.answer(second.id, "a + b")
     assert (await asked)[0].insert_text == "a + b"
-    client.answer((await client.until_asked(3)).id, "[]")
-    assert (await review).complete
+    client.answer((await client.until_asked(3)).id, NOTHING)
 
 
 async def test_pieces_are_put_into_order_and_each_counts_once(start: Start) -> None:
@@ -316,32 +324,37 @@ async def test_taking_the_engine_away_ends_what_runs_and_it_may_come_back(start:
         await editor.review(uri)
     client.announce()
     review = asyncio.ensure_future(editor.review(uri))
-    client.answer((await client.until_asked(2)).id, "[]")
+    client.answer((await client.until_asked(2)).id, NOTHING)
     assert (await review).complete
 
 
-async def test_a_client_that_leaves_in_the_middle_leaves_no_server_behind(start: Start) -> None:
-    client = await start([{"hang": True}])
-    editor = client.editor
-    uri = editor.open("a.py", CODE)
-    asked = ask(editor, uri)
-    await client.until_asked()
-    process = editor.client._server
-    assert process is not None
-    process.stdin.close()
-    assert await asyncio.wait_for(process.wait(), editor.patience_s) == 1
-    asked.cancel()
+async def test_a_client_that_leaves_in_the_middle_leaves_no_server_behind(tmp_path: Path) -> None:
+    server = await start_raw(tmp_path, NEXO_ENGINE="client-hosted")
+    declared = {"experimental": {"nexo": {"engine": EVERYTHING}}}
+    server.send({**INITIALIZE, "params": {**INITIALIZE["params"], "capabilities": declared}})
+    server.send({"method": "initialized", "params": {}})
+    item = {"uri": "file:///a.py", "languageId": "python", "version": 1, "text": LAST}
+    server.send({"method": "textDocument/didOpen", "params": {"textDocument": item}})
+    server.send({"id": 2, "method": "nexo/review", "params": {"textDocument": {"uri": "file:///a.py"}}})
+    while (message := await server.receive()).get("method") != "nexo/engine/generate":
+        pass
+    piece = {"id": message["params"]["id"], "sequence": 0, "text": "{"}
+    server.send({"method": "nexo/engine/piece", "params": piece})
+    assert server.process.stdin is not None
+    server.process.stdin.close()
+    assert await server.ended() == 1
 
 
 async def test_shutdown_answers_what_still_waits(start: Start) -> None:
     client = await start([{"hang": True}])
     editor = client.editor
-    uri = editor.open("a.py", CODE)
-    asked = ask(editor, uri)
+    uri = editor.open("a.py", LAST)
+    review = editor.start("nexo/review", {"textDocument": {"uri": uri}}, 12)
     await client.until_asked()
-    await editor.client.shutdown_async(None)
+    await editor.client.shutdown_session()
+    editor.result = None
     with pytest.raises(JsonRpcException):
-        await asked
+        await review
 
 
 async def test_an_engine_elsewhere_is_not_asked_without_consent(start: Start) -> None:
