@@ -11,7 +11,7 @@ import codecs
 from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
-from nexo_lsp.engines.client_port import Announcement, Call, ClientPort, End, Part
+from nexo_lsp.engines.client_port import Announcement, Call, ClientPort, End, Part, PutBack
 from nexo_lsp.engines.client_words import Fitted, Opening, fitted
 from nexo_lsp.engines.llama.text_stream import TextStream
 from nexo_lsp.errors import EngineClosed, EngineCrashed, EngineUnavailable
@@ -40,7 +40,7 @@ Refusal = Callable[[], str | None]
 
 def stays_here() -> str | None:
     """The refusal of an engine that was chosen because everything stays on the machine."""
-    return "The editor's engine sends prompts to another machine now, so it is not asked."
+    return "it sends prompts to another machine now"
 
 
 class ClientHostedEngine:
@@ -96,15 +96,13 @@ class ClientHostedEngine:
         self._changed()
         try:
             finished = False
-            if await answer.turn(call):
-                # Whatever was so when it stood in line: what counts is where the text would go now.
-                self._require_permission()
-                asked = fitted(request, self._port.require())
-                call.send(asked.request)
-                answer.begin(asked)
-                self._changed()
             while not finished:
-                piece = await answer.next(call)
+                if not call.sent and await answer.turn(call):
+                    self._ask(call, request, answer)
+                try:
+                    piece = await answer.next(call)
+                except PutBack:
+                    continue
                 finished = piece.finish is not None
                 if finished:
                     self._learn(piece)
@@ -122,6 +120,14 @@ class ClientHostedEngine:
             self._unwatch()
             self._changed()
 
+    def _ask(self, call: Call, request: Request, answer: _Answer) -> None:
+        # Whatever was so when it stood in line: what counts is where the text would go now.
+        self._require_permission()
+        asked = fitted(request, self._port.require())
+        call.send(asked.request)
+        answer.begin(asked)
+        self._changed()
+
     def _leave(self, call: Call) -> None:
         if call in self._calls:
             self._calls.remove(call)
@@ -131,7 +137,7 @@ class ClientHostedEngine:
     def _require_permission(self) -> None:
         """Raise `EngineUnavailable` if the client's engine is elsewhere and nothing may be sent there."""
         if not self._port.require().local and (reason := self._refusal()) is not None:
-            raise EngineUnavailable(reason)
+            raise EngineUnavailable(f"The editor's engine is not asked: {reason}.")
 
     def _learn(self, last: Piece) -> None:
         usage = last.usage

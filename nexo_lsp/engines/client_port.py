@@ -7,7 +7,6 @@ What it is asked waits here for its turn, so that it never has more to do than i
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -100,18 +99,22 @@ class ClientLink(Protocol):
         ...
 
 
+class PutBack(Exception):
+    """A call gave way to a more urgent one before anything came for it: it waits for its turn again."""
+
+
 class Call:
     """One request to the client: its turn, and what came for it, in order. One task reads it."""
 
     def __init__(self, request_id: int, priority: Priority, link: ClientLink) -> None:
-        self.id = request_id
+        self.id = self.order = request_id
         self.priority = priority
         self.sent = self.over = False
         """Whether the client was asked, and whether it said its last word."""
         self.heard_at = 0.0
         """When the client last said something of it, in seconds of the loop's clock."""
         self._link = link
-        self._granted = False
+        self._granted = self._begun = False
         self._next = 0
         self._early: dict[int, Part | End] = {}
         self._ready: deque[Part | End] = deque()
@@ -133,8 +136,10 @@ class Call:
         self._link.start(self.id, request)
 
     async def next(self) -> Part | End:
-        """What comes next. Raises what ended the call, after all that came before it."""
+        """What comes next. Raises what ended the call, after all that came before it, and `PutBack`."""
         while not self._ready:
+            if not self._granted:
+                raise PutBack
             await self._news()
         item = self._ready.popleft()
         if isinstance(item, Part):
@@ -154,16 +159,32 @@ class Call:
         self._granted = True
         self._changed.set()
 
+    @property
+    def gives_way(self) -> bool:
+        """Whether it can begin anew later and nobody sees a difference."""
+        return self.priority is Priority.BACKGROUND and not self._begun and not self.over
+
+    def put_back(self, request_id: int) -> None:
+        """It has to wait for its turn again, and is then asked under another id."""
+        if self.sent:
+            self._link.cancel(self.id)
+        self.id = request_id
+        self.sent = self._granted = False
+        self._next = 0
+        self._early.clear()
+        self._ready.clear()
+        self._changed.set()
+
     def touch(self) -> None:
         """The client gave a sign of life."""
         self.heard_at = asyncio.get_running_loop().time()
 
     def put(self, sequence: int, item: Part | End) -> None:
         """Something came. What overtook others waits for them; what came twice is dropped."""
-        self.touch()
         if self._error is not None or sequence < self._next or sequence in self._early:
             _log.debug("dropped number %d of request %d: it came before", sequence, self.id)
             return
+        self.touch()
         if isinstance(item, Part):
             self._unread_chars += len(item.text)
         unread = len(self._ready) + len(self._early)
@@ -172,6 +193,7 @@ class Call:
             self._ready.clear()
             self.fail(EngineError(_FLOOD))
             return
+        self._begun = self._begun or isinstance(item, End) or item.text != ""
         self._early[sequence] = item
         while (ready := self._early.pop(self._next, None)) is not None:
             self._next += 1
@@ -195,7 +217,6 @@ class ClientPort:
         """Called when there is an engine, none any more, or another one."""
         self.announced: Announcement | None = None
         self._link: ClientLink | None = None
-        self._ids = itertools.count(1)
         self._last_id = 0
         self._waiting: list[Call] = []
         self._running: dict[int, Call] = {}
@@ -254,8 +275,7 @@ class ClientPort:
         """Stand in line for the client; `leave` has to follow. Raises `EngineUnavailable`."""
         self.require()
         assert self._link is not None  # noqa: S101 - `require` saw to it
-        self._last_id = next(self._ids)
-        call = Call(self._last_id, priority, self._link)
+        call = Call(self._new_id(), priority, self._link)
         self._waiting.append(call)
         self._admit()
         return call
@@ -276,11 +296,29 @@ class ClientPort:
     def _admit(self) -> None:
         """Let in whoever is most urgent, and of these who came first, as long as there is room."""
         room = self.announced.parallel if self.announced is not None else 0
-        while self._waiting and len(self._running) < room:
-            call = min(self._waiting, key=lambda call: (call.priority, call.id))
+        while self._waiting:
+            call = min(self._waiting, key=lambda call: (call.priority, call.order))
+            if len(self._running) >= room and (len(self._running) > room or not self._make_room(call)):
+                return
             self._waiting.remove(call)
             self._running[call.id] = call
             call.grant()
+
+    def _make_room(self, urgent: Call) -> bool:
+        """Put back work in the background of which nothing came yet, if somebody is typing."""
+        if urgent.priority is not Priority.INTERACTIVE:
+            return False
+        victim = next((call for call in reversed(self._running.values()) if call.gives_way), None)
+        if victim is None:
+            return False
+        del self._running[victim.id]
+        victim.put_back(self._new_id())
+        self._waiting.append(victim)
+        return True
+
+    def _new_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
 
     # What the client says.
 

@@ -164,6 +164,56 @@ async def test_the_most_urgent_is_next_and_then_who_came_first(client: Client) -
     assert seen == ["running", "typed", "first", "second", "review"]
 
 
+async def test_the_background_gives_way_to_somebody_who_types(client: Client) -> None:
+    review = client.begin(background("review"))
+    first = await client.link.asked()
+    client.say(first, "", "", end=None)
+    typed = client.begin(chat("typed", priority=Priority.INTERACTIVE))
+    second = await client.link.asked(2)
+    assert client.link.cancelled == [first]
+    client.say(first, "what came too late")
+    client.say(second, "quick")
+    assert (await typed)[0] == "quick"
+    client.say(await client.link.asked(3), "begun anew")
+    assert (await review)[0] == "begun anew"
+    assert client.link.cancelled == [first]
+
+
+@pytest.mark.parametrize(
+    "running", [background("begun"), chat("somebody waits")], ids=["begun", "foreground"]
+)
+async def test_what_was_shown_or_is_waited_for_goes_on(client: Client, running: Request) -> None:
+    answer = client.begin(running)
+    first = await client.link.asked()
+    if running.priority is Priority.BACKGROUND:
+        client.port.piece(first, 0, "a")
+    typed = client.begin(chat("typed", priority=Priority.INTERACTIVE))
+    await asyncio.sleep(0)
+    assert (client.engine.status().queued, client.link.cancelled) == (1, [])
+    client.port.piece(first, 0, "a")
+    client.port.ended(first, 1, End(STOP))
+    assert (await answer)[0] == "a"
+    client.say(await client.link.asked(2), "b")
+    assert (await typed)[0] == "b"
+
+
+async def test_who_was_put_back_may_leave_and_may_run_out_of_time(client: Client) -> None:
+    left, late = client.begin(background("a")), client.begin(background("b", deadline_s=0.2))
+    client.port.announce(replace(ALL, parallel=2))
+    await client.link.asked(2)
+    typed = [client.begin(chat("typed", priority=Priority.INTERACTIVE)) for _ in range(2)]
+    await client.link.asked(4)
+    assert sorted(client.link.cancelled) == [1, 2]
+    left.cancel()
+    assert (await late)[1].finish is FinishReason.DEADLINE
+    for request_id in list(client.link.started)[2:]:
+        client.say(request_id, "x")
+    await asyncio.gather(*typed)
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    assert len(client.link.started) == 4
+
+
 async def test_more_may_run_as_soon_as_the_client_says_so(client: Client) -> None:
     answers = [client.begin() for _ in range(3)]
     await client.link.asked()

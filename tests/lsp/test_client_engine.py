@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest_asyncio
 from lsprotocol import types
 from pygls.exceptions import JsonRpcException
 
+from nexo_lsp.engines.llama.engine import LlamaEngine, LlamaOptions
 from nexo_lsp.engines.mock import MockEngine, Rule
 from tests.lsp.conftest import StartEditor
 from tests.lsp.editor import Editor
@@ -216,14 +218,32 @@ async def test_the_urgent_overtake_those_that_wait(start: Start) -> None:
     uri = editor.open("b.py", CODE)
     editor.save(reviewed)
     first = await client.until_asked()
+    client.piece(first.id, 0, NOTHING)
     asked = ask(editor, uri)
     await status_when(editor, lambda status: status.queued == 2)
-    client.answer(first.id, NOTHING)
+    client.end(first.id, 1)
     second = await client.until_asked(2)
     assert (first.priority, second.priority) == ("background", "interactive")
     client.answer(second.id, "a + b")
     assert (await asked)[0].insert_text == "a + b"
     client.answer((await client.until_asked(3)).id, NOTHING)
+
+
+async def test_review_in_the_background_gives_way_to_typing(start: Start) -> None:
+    client = await start(None, parallel=1, trigger="onSave")
+    editor = client.editor
+    reviewed, uri = editor.open("a.py", LAST), editor.open("b.py", CODE)
+    editor.save(reviewed)
+    first = await client.until_asked()
+    asked = ask(editor, uri)
+    second = await client.until_asked(2)
+    assert (second.priority, client.cancelled) == ("interactive", [first.id])
+    client.answer(second.id, "a + b")
+    assert (await asked)[0].insert_text == "a + b"
+    third = await client.until_asked(3)
+    assert third.messages == first.messages
+    client.answer(third.id, json.dumps({"findings": [FINDING]}))
+    await editor.until(lambda: editor.client.diagnostics.get(reviewed), "the finding")
 
 
 async def test_pieces_are_put_into_order_and_each_counts_once(start: Start) -> None:
@@ -383,3 +403,67 @@ async def test_no_engine_is_a_clear_word(start_editor: StartEditor) -> None:
     uri = editor.open("a.py", LAST)
     with pytest.raises(JsonRpcException, match="the editor offers no engine of its own"):
         await editor.review(uri)
+
+
+async def test_every_request_gets_exactly_one_answer(tmp_path: Path) -> None:
+    """Completions that supersede each other, cancels at any moment, answers in disorder, and junk in between."""
+    server = await start_raw(tmp_path, NEXO_ENGINE="client-hosted")
+    declared = {"experimental": {"nexo": {"engine": EVERYTHING}}}
+    server.send({**INITIALIZE, "params": {**INITIALIZE["params"], "capabilities": declared}})
+    server.send({"method": "initialized", "params": {}})
+    asked = range(100, 140)
+    for number in asked:
+        uri = f"file:///{number % 4}.py"
+        if number < 104:
+            item = {"uri": uri, "languageId": "python", "version": 1, "text": CODE}
+            server.send({"method": "textDocument/didOpen", "params": {"textDocument": item}})
+        place = {"textDocument": {"uri": uri}, "position": {"line": 1, "character": 11}}
+        params = {**place, "context": {"triggerKind": 0}}
+        server.send({"id": number, "method": "textDocument/inlineCompletion", "params": params})
+        if number % 3 == 0:
+            server.send({"method": "$/cancelRequest", "params": {"id": number}})
+    answered: list[int] = []
+    while not set(answered) >= set(asked):
+        message = await server.receive()
+        if message.get("method") == "nexo/engine/generate":
+            request_id = message["params"]["id"]
+            for sequence, text in ((1, "b"), (0, "a + "), (0, "a + "), (7, "stray")):
+                piece = {"id": request_id, "sequence": sequence, "text": text}
+                server.send({"method": "nexo/engine/piece", "params": piece})
+            for end in ({"finish": "stop", "sequence": 2}, {"finish": "failed", "message": "twice"}):
+                server.send({"method": "nexo/engine/end", "params": {"id": request_id, **end}})
+        elif "method" not in message and message["id"] in asked:
+            answered.append(message["id"])
+    server.send({"id": 1000, "method": "shutdown"})
+    while (message := await server.receive()).get("id") != 1000:
+        if "method" not in message:
+            answered.append(message["id"])
+    assert sorted(answered) == list(asked)
+    server.send({"method": "exit"})
+    assert await server.ended() == 0
+
+
+@pytest.mark.model
+async def test_the_real_model_answers_from_the_clients_side(
+    start_editor: StartEditor, model_path: Path
+) -> None:
+    """llama.cpp in a worker of the test's, asked by the server through the messages."""
+
+    async def model() -> Path:
+        return model_path
+
+    editor = await start_editor(environ=ENGINE, configuration=MANUAL)
+    editor.patience_s = 120
+    client = EngineClient(editor, LlamaEngine(model, LlamaOptions(context_tokens=4096)))
+    client.announce(model="qwen2.5-coder-0.5b", contextTokens=4096)
+    try:
+        uri = editor.open("a.py", 'def add(a, b):\n    """The sum of a and b."""\n    return \n')
+        (item,) = await ask(editor, uri)
+        assert item.insert_text.strip().startswith("a + b")
+        reviewed = editor.open("b.py", LAST)
+        assert (await editor.review(reviewed)).complete
+        status = await editor.request("nexo/status")
+        assert (status.engine, status.model) == ("client-hosted", "qwen2.5-coder-0.5b")
+        assert status.decodeTokensPerSecond > 0
+    finally:
+        await client.close()

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from cattrs import BaseValidationError, transform_error
-from pygls.exceptions import JsonRpcException
 
 from nexo_lsp.engines.client_port import Announcement, End
 from nexo_lsp.errors import EngineError, EngineUnavailable, PromptTooLong
@@ -55,7 +54,7 @@ class EditorLink:
 
     def start(self, request_id: int, request: Request) -> None:
         """`nexo/engine/generate`."""
-        self._server.protocol.notify(ENGINE_GENERATE, _generate(request_id, request))
+        self._server.protocol.notify(ENGINE_GENERATE, generate_params(request_id, request))
 
     def cancel(self, request_id: int) -> None:
         """`nexo/engine/cancel`."""
@@ -63,15 +62,15 @@ class EditorLink:
 
     async def count_tokens(self, text: str) -> int | None:
         """`nexo/engine/countTokens`; None if the client fails at it."""
-        params = EngineCountParams(text)
-        try:
-            answer = await asyncio.wait_for(
-                self._server.protocol.send_request_async(ENGINE_COUNT_TOKENS, params), _COUNT_S
-            )
-        except (JsonRpcException, TimeoutError) as error:
-            log.warning("the client's engine did not count tokens: %s", error)
+        sent = self._server.protocol.send_request_async(ENGINE_COUNT_TOKENS, EngineCountParams(text))
+        answer: asyncio.Future[object] = asyncio.ensure_future(sent)
+        # Not cancelled when it takes too long: pygls could not handle an answer that comes after that.
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait({answer}, timeout=_COUNT_S)
+        if not answer.done() or answer.cancelled() or answer.exception() is not None:
+            log.warning("the client's engine did not count tokens")
             return None
-        tokens = cast("object", getattr(answer, "tokens", None))
+        tokens: object = getattr(answer.result(), "tokens", None)
         return tokens if isinstance(tokens, int) and tokens >= 0 else None
 
 
@@ -129,7 +128,8 @@ def _short(text: str) -> str:
     return " ".join(text.split())[:_LONGEST_TEXT]
 
 
-def _generate(request_id: int, request: Request) -> EngineGenerateParams:
+def generate_params(request_id: int, request: Request) -> EngineGenerateParams:
+    """`request` as it goes over the wire."""
     prompt = request.prompt
     infill = isinstance(prompt, InfillPrompt)
     return EngineGenerateParams(
