@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from nexo_lsp.engines.llama.scheduler import Scheduler
 from nexo_lsp.engines.llama.threaded import spawn_in_thread
 from nexo_lsp.generation import Request
 
+from .client_side import Client
 from .tiny_gguf import write_tiny_model
 
 
@@ -129,3 +130,13 @@ async def make_engine(tiny_model: Path, request: pytest.FixtureRequest) -> Async
     yield make
     for engine in made:
         await engine.close()
+
+
+@pytest_asyncio.fixture
+async def client() -> AsyncIterator[Client]:
+    """A client whose engine is asked one thing at a time."""
+    made = Client()
+    yield made
+    await made.engine.close()
+    assert made.port._running == {}
+    assert made.port._waiting == []

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
+from lsprotocol import types
+
 from nexo_lsp.engines.engine import Engine
 from nexo_lsp.errors import EngineError, PromptTooLong
 from nexo_lsp.generation import (
@@ -46,6 +48,19 @@ EVERYTHING = {
     "local": True,
 }
 """What a client with a llama.cpp of its own announces."""
+
+CODE = "def add(a, b):\n    return \n"
+LAST = "def last(items):\n    return items[len(items)]\n"
+FINDING = {
+    "quote": "return items[len(items)]",
+    "category": "bug",
+    "severity": "warning",
+    "message": "This is one beyond the end.",
+    "suggestion": "",
+}
+NOTHING = '{"findings": []}'
+ENGINE = {"NEXO_ENGINE": "client-hosted"}
+MANUAL = {"review": {"trigger": "manual"}}
 
 
 class EngineClient:
@@ -206,3 +221,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(each) for each in value]
     return value
+
+
+def ask(editor: Editor, uri: str, identity: int | None = None) -> asyncio.Future[Any]:
+    """An inline completion behind the first `return `."""
+    params = editor.inline_params(uri, editor.find(uri, "return ", end=True))
+    if identity is not None:
+        return editor.start(types.TEXT_DOCUMENT_INLINE_COMPLETION, params, identity)
+    return asyncio.ensure_future(editor.client.text_document_inline_completion_async(params))
+
+
+async def status_when(editor: Editor, condition: Callable[[Any], bool]) -> Any:
+    """Ask for `nexo/status` until it is as wanted: it is another process that does the work."""
+    async with asyncio.timeout(editor.patience_s):
+        while not condition(status := await editor.request("nexo/status")):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return status
