@@ -19,6 +19,7 @@ from nexo_lsp.generation import Capabilities, EngineState, FinishReason, Priorit
 _log = logging.getLogger(__name__)
 
 NO_ENGINE: Final = "the editor offers no engine of its own"
+_NONE: Final = "The editor offers no engine of its own; set nexo.engine.kind to another."
 _GONE: Final = "The editor took its engine away."
 _FLOOD: Final = "The editor's engine sent far more than can be read, and was cut off."
 UNREAD_PIECES, UNREAD_CHARS = 4096, 2**20
@@ -181,8 +182,9 @@ class Call:
 
     def put(self, sequence: int, item: Part | End) -> None:
         """Something came. What overtook others waits for them; what came twice is dropped."""
-        if self._error is not None or sequence < self._next or sequence in self._early:
-            _log.debug("dropped number %d of request %d: it came before", sequence, self.id)
+        over = self.over or self._error is not None
+        if over or sequence < self._next or sequence in self._early:
+            _log.debug("dropped number %d of request %d: it came before, or too late", sequence, self.id)
             return
         self.touch()
         if isinstance(item, Part):
@@ -253,9 +255,7 @@ class ClientPort:
     def require(self) -> Announcement:
         """What was announced. Raises `EngineUnavailable`."""
         if self.announced is None or self._link is None:
-            raise EngineUnavailable(
-                f"{NO_ENGINE[0].upper()}{NO_ENGINE[1:]}; set nexo.engine.kind to another."
-            )
+            raise EngineUnavailable(_NONE)
         return self.announced
 
     def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
@@ -273,8 +273,8 @@ class ClientPort:
 
     def call(self, priority: Priority) -> Call:
         """Stand in line for the client; `leave` has to follow. Raises `EngineUnavailable`."""
-        self.require()
-        assert self._link is not None  # noqa: S101 - `require` saw to it
+        if self.announced is None or self._link is None:
+            raise EngineUnavailable(_NONE)
         call = Call(self._new_id(), priority, self._link)
         self._waiting.append(call)
         self._admit()

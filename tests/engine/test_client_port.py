@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from nexo_lsp.engines.client_hosted import ClientHostedEngine
-from nexo_lsp.engines.client_port import UNREAD_CHARS, Announcement, End
+from nexo_lsp.engines.client_port import UNREAD_CHARS, UNREAD_PIECES, Announcement, End
 from nexo_lsp.errors import EngineClosed, EngineCrashed, EngineError, EngineUnavailable
 from nexo_lsp.generation import ChatPrompt, EngineState, FinishReason, Priority, Request
 
@@ -126,6 +126,16 @@ async def test_too_much_text_at_once_is_cut_off(client: Client) -> None:
     with pytest.raises(EngineError, match="cut off"):
         await answer
     assert client.link.cancelled == [request_id]
+
+
+async def test_what_comes_behind_the_end_does_not_undo_it(client: Client) -> None:
+    answer = client.begin()
+    request_id = await client.link.asked()
+    client.say(request_id, "done")
+    for sequence in range(2, UNREAD_PIECES + 10):
+        client.port.piece(request_id, sequence, "flood")
+    assert (await answer)[0] == "done"
+    assert client.link.cancelled == []
 
 
 async def test_a_whole_answer_at_once_is_no_flood(client: Client) -> None:
