@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from nexo_lsp.context.gather import Gatherer
 from nexo_lsp.context.prompts import Prompts
 from nexo_lsp.documents import DocumentStore, Snapshot, local_place
-from nexo_lsp.engines.client_port import ClientPort
 from nexo_lsp.engines.engine import Engine
 from nexo_lsp.engines.llama.messages import Metrics
 from nexo_lsp.errors import DisabledError, ModelCorrupt, ModelDownloadCancelled, ModelMissing, NexoError
@@ -31,7 +30,6 @@ from nexo_lsp.pipeline.review import ReviewService
 from nexo_lsp.pipeline.rewrite import Rewriter
 from nexo_lsp.pipeline.step import Workbench
 from nexo_lsp.pipeline.write_tests import TestWriter
-from nexo_lsp.runtime.providers.client_hosted import ClientHostedProvider
 from nexo_lsp.runtime.providers.mock import MockProvider
 from nexo_lsp.runtime.providers.native import NativeProvider
 from nexo_lsp.runtime.providers.provider import Provider
@@ -107,9 +105,6 @@ class App:
         self._declined = False
         self._engine: Engine | None = None
         self._background: set[asyncio.Task[None]] = set()
-        self.client_port = ClientPort()
-        """Where the editor's own engine is plugged in, if it has one."""
-        self.client_port.on_change = self._client_engine_changed
         self._selection: Selection = self._select()
         self._answers = Answers(Database(self.folders.state / FILE_NAME), offload)
         bench = Workbench(
@@ -347,17 +342,9 @@ class App:
     def _select(self) -> Selection:
         providers: list[Provider] = [
             NativeProvider(self.settings.engine, self.model_file, self.folders.prefixes),
-            ClientHostedProvider(self.client_port),
             MockProvider(self._environ),
         ]
         return select(self.settings.engine.kind, providers)
-
-    def _client_engine_changed(self) -> None:
-        """The editor announced another engine, or none any more: choose anew."""
-        if self.settings.engine.kind in ("auto", "client-hosted"):
-            self._drop_engine()
-            self._selection = self._select()
-            self._tell()
 
     def _drop_engine(self) -> None:
         engine, self._engine = self._engine, None
@@ -368,8 +355,6 @@ class App:
         name = self.settings.model
         if self._selection.provider is None or self._selection.provider.name == "mock":
             return None
-        if self._selection.provider.name == "client-hosted":
-            return self.client_port.announced.model if self.client_port.announced is not None else None
         if name == "auto":
             from nexo_lsp.models.catalog import DEFAULT_MODEL
 
