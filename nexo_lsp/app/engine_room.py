@@ -51,8 +51,8 @@ class Hooks:
     """Called when an engine's state has changed."""
     notice: Callable[[str], None]
     """Tells the user one thing."""
-    upgrades: bool
-    """Whether better models may be fetched while others answer."""
+    lasting: bool
+    """Whether this app lives long: then a better model may be fetched while another one answers."""
 
 
 class EngineRoom:
@@ -78,6 +78,7 @@ class EngineRoom:
         self._trusted = False
         self._models: dict[Operation, ModelChoice] = {}
         self._upgrading: set[str] = set()
+        self._looked_for_gpus = False
         self.environment = replace(environment, gpus=known_gpus(folders.state) or environment.gpus)
         self.supply = ModelSupply(lambda: self.store, host, offload, settings)
         self.engines = Engines(hooks.keep, hooks.on_status, hooks.notice)
@@ -127,7 +128,11 @@ class EngineRoom:
     def engine(self, operation: Operation) -> Engine:
         """The engine of an operation; raises `EngineUnavailable` with the reasons if there is none."""
         engine = self.engines.engine(operation)
-        self._upgrade(operation)
+        if self._hooks.lasting and self.model_name(operation) is not None:
+            if not self._looked_for_gpus:
+                self._looked_for_gpus = True
+                self._hooks.keep(self.find_gpus())
+            self._upgrade(operation)
         return engine
 
     async def find_gpus(self) -> None:
@@ -239,12 +244,9 @@ class EngineRoom:
         """Fetch what would suit this machine better, and change over between requests."""
         better = self._models[operation].better
         settings = self._settings()
-        if not (self._hooks.upgrades and settings.models.upgrade) or better is None:
+        if better is None or better.name in self._upgrading or not settings.models.upgrade:
             return
-        provider = self.selection(operation).provider
-        if provider is None or provider.name in _NO_MODEL_FILE or not self.supply.may_fetch(better.name):
-            return
-        if better.name in self._upgrading:
+        if not self.supply.may_fetch(better.name):
             return
         self._upgrading.add(better.name)
 
