@@ -129,7 +129,7 @@ class App:
             permitted=self.permitted,
             context_of=self._context_of,
             refresh=self._refresh,
-            care=BackgroundCare(self._power, lambda: self.settings.review.pause_below_battery),
+            care=BackgroundCare(self._power, self.room.pause_below),
         )
         self.reviews = ReviewService(bench)
         rewriter = Rewriter(bench)

@@ -22,7 +22,7 @@ from nexo_lsp.runtime.environment import Environment
 from nexo_lsp.runtime.gpus import find_gpus, known_gpus
 from nexo_lsp.runtime.needs import Policy
 from nexo_lsp.runtime.providers.client_hosted import ClientHostedProvider
-from nexo_lsp.runtime.providers.mobile import MobileProvider
+from nexo_lsp.runtime.providers.mobile import PHONES, MobileProvider, PhoneRules
 from nexo_lsp.runtime.providers.mock import MockProvider
 from nexo_lsp.runtime.providers.native import ModelFigures, NativeProvider, measured_tokens_per_s
 from nexo_lsp.runtime.providers.provider import Provider
@@ -150,6 +150,11 @@ class EngineRoom:
             self.environment = replace(self.environment, gpus=known)
             self.plan()
             self._hooks.on_status()
+
+    def pause_below(self) -> int:
+        """The charge, in percent, below which review that nobody asked for waits; 0 never."""
+        setting = self._settings().review.pause_below_battery
+        return PhoneRules().pause_below(setting) if self.environment.platform in PHONES else setting
 
     def selection(self, operation: Operation) -> Selection:
         """What was chosen for an operation, with reasons."""
