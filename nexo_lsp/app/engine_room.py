@@ -237,7 +237,8 @@ class EngineRoom:
         return ModelFigures(entry.parameters or None, entry.weight_bytes, self._measured(entry))
 
     def _measured(self, entry: CatalogEntry) -> float | None:
-        return measured_tokens_per_s(self._folders.models / entry.file, self._folders.state)
+        path = self._folders.models / entry.file
+        return measured_tokens_per_s(path, self._folders.state) if path.is_file() else None
 
     def _refusal(self) -> str | None:
         """Why prompts may not leave this machine now; None if they may."""
