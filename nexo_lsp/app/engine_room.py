@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from nexo_lsp.engines.client_port import ClientPort
 from nexo_lsp.engines.engine import Engine
@@ -16,7 +17,7 @@ from nexo_lsp.folders import Folders
 from nexo_lsp.generation import EngineState, EngineStatus, Operation
 from nexo_lsp.models.catalog import CatalogEntry, load_catalog
 from nexo_lsp.offload import Offload
-from nexo_lsp.runtime.choice import ModelChoice, model_for
+from nexo_lsp.runtime.choice import ModelChoice, kind_of, model_for
 from nexo_lsp.runtime.engines import Engines, Offer
 from nexo_lsp.runtime.environment import Environment
 from nexo_lsp.runtime.gpus import find_gpus, known_gpus
@@ -30,13 +31,14 @@ from nexo_lsp.runtime.providers.remote import RemoteProvider
 from nexo_lsp.runtime.redacting import Redacting
 from nexo_lsp.runtime.selection import Selection
 from nexo_lsp.runtime.supply import Asks, ModelSupply
-from nexo_lsp.settings import EngineKind, Settings
+from nexo_lsp.settings import Settings
 
 if TYPE_CHECKING:
     from nexo_lsp.models.store import ModelStore
 
 _log = logging.getLogger("nexo_lsp.app")
 
+_MIB = 2**20
 _NO_MODEL_FILE = frozenset({"mock", "remote", "client-hosted"})
 """Engines whose model is somebody else's business."""
 
@@ -112,18 +114,22 @@ class EngineRoom:
             self._store.follow(settings)
         offers: dict[Operation, Sequence[Offer]] = {}
         policies: dict[Operation, Policy] = {}
-        made: dict[str, Sequence[Offer]] = {}
+        made: dict[tuple[str, int], Sequence[Offer]] = {}
+        # Asked of each model several times in one plan; it may read a file.
+        measured = cache(self._measured)
         for operation in Operation:
             choice = model_for(
-                settings, operation, self.environment, self._catalog.entries, self._is_here, self._measured
+                settings, operation, self.environment, self._catalog.entries, self._is_here, measured
             )
             self._models[operation] = choice
-            offers[operation] = made.setdefault(choice.reference, self._offers(settings, choice))
+            same = choice.reference, choice.context_tokens
+            offers[operation] = made.setdefault(same, self._offers(settings, choice))
             policies[operation] = Policy(
-                kind=_kind_of(settings, operation),
+                kind=kind_of(settings, operation),
                 offline=settings.offline,
                 remote=settings.remote.enabled,
                 trusted=self._trusted,
+                memory_bytes=settings.engine.memory_limit_mb * _MIB,
             )
         self.engines.plan(offers, self.environment, policies)
 
@@ -169,6 +175,10 @@ class EngineRoom:
             return None
         return self._models[operation].reference
 
+    def model(self, operation: Operation) -> ModelChoice:
+        """The model that was chosen for an operation, whether or not its engine needs one, with reasons."""
+        return self._models[operation]
+
     def model_key(self, operation: Operation) -> str:
         """What identifies engine and model in the keys of cached answers."""
         provider = self.selection(operation).provider
@@ -208,17 +218,24 @@ class EngineRoom:
     def _offers(self, settings: Settings, choice: ModelChoice) -> tuple[Offer, ...]:
         reference, environment = choice.reference, self.environment
         threaded = None if environment.processes else _in_thread
-        hybrid = environment.performance_cores < environment.physical_cores
         native = NativeProvider(
             settings.engine,
             lambda: self.supply.file(reference),
             self._folders.prefixes,
             about=self._figures(choice),
-            cores=environment.performance_cores if hybrid else 0,
+            # Slower cores would hold others back, and so would more threads than a container may run.
+            cores=environment.performance_cores,
+            most_context=choice.context_tokens,
+            only_by_name=environment.platform in PHONES,
             thread=threaded,
         )
         # Which of them is asked is no part of how an engine is run.
-        used = settings.engine.model_copy(update={"kind": "auto"}), reference, native.cores
+        used = (
+            settings.engine.model_copy(update={"kind": "auto"}),
+            reference,
+            native.cores,
+            native.most_context,
+        )
         named = "mobile" in {settings.review.engine, settings.completion.engine}
         port = self.client_port
         providers: tuple[tuple[Provider, object], ...] = (
@@ -234,7 +251,7 @@ class EngineRoom:
         entry = choice.entry
         if entry is None:
             return ModelFigures()
-        return ModelFigures(entry.parameters or None, entry.weight_bytes, self._measured(entry))
+        return ModelFigures(entry.parameters or None, choice.least_bytes, self._measured(entry))
 
     def _measured(self, entry: CatalogEntry) -> float | None:
         path = self._folders.models / entry.file
@@ -279,11 +296,3 @@ def _identity(port: ClientPort) -> object:
     """What makes the client's engine another one: not the state that it is in."""
     announced = port.announced
     return (announced.model, announced.capabilities) if announced is not None else None
-
-
-def _kind_of(settings: Settings, operation: Operation) -> EngineKind:
-    own: dict[Operation, EngineKind | Literal[""]] = {
-        Operation.REVIEW: settings.review.engine,
-        Operation.COMPLETION: settings.completion.engine,
-    }
-    return own.get(operation) or settings.engine.kind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Literal
@@ -26,14 +26,17 @@ _GPU_HOST_BYTES = 600_000_000
 _CORE_BYTES_PER_S, _MACHINE_BYTES_PER_S = 11e9, 45e9
 """How quickly weights are read, by one core and by all: a token reads each weight once. From the 0.5B (45
 tokens/s) and the 1.5B (22) on two cores; more cores share one memory."""
-_GPU_BYTES_PER_S, _SHARED_GPU_BYTES_PER_S = 300e9, 100e9
-"""A small GPU's with memory of its own, and one's that shares the machine's; low on purpose."""
-_EMULATED = 0.4
-"""What is left of the speed where a translated program has no wide vector units (Rosetta). A guess."""
+_GPU_BYTES_PER_S, _SHARED_GPU_BYTES_PER_S = 300e9, 68e9
+"""A small GPU's with memory of its own, and that of the slowest of Apple's (M1); low on purpose."""
+_NARROW, _WEB = 0.4, 0.5
+"""What is left of the cores' speed without wide vector units, and in WebAssembly, whose vectors have 128
+bits. Guesses."""
 _GPU_SPARE_BYTES = 512 << 20
 """What is left free on a GPU (`engines/llama/devices.py`)."""
 _BESIDE_BYTES = 198 << 20
 """Library, Python, vocabulary, and an evaluation of a small model (`engines/llama/budget.py`)."""
+_LEAST_TOKENS = 1024
+"""The smallest context that an engine makes."""
 
 _SLOWEST: Mapping[Preference, float] = {"performance": 45, "balanced": 25, "quality": 8}
 """Tokens a second below which a model is too slow for somebody who prefers this."""
@@ -47,12 +50,14 @@ class Host:
     cores: int
     memory_bytes: int
     """What server and engine may take together; 0 is the form's own budget."""
+    free_bytes: int = 0
+    """What is free of it just now; 0 while unknown."""
     gpu_bytes: int = 0
     """What a GPU with memory of its own has free for weights."""
     shared_gpu: bool = False
-    """Whether there is a GPU that computes in the machine's own memory."""
-    emulated: bool = False
-    """Whether the engine was built for another processor."""
+    """Whether there is a GPU that computes in the machine's own memory, and quicker than its cores."""
+    narrow: bool = False
+    """Whether the engine has no wide vector units: an old processor, a small board, a translated program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +110,14 @@ def choose(
     measured on this machine. Where all are too large or too slow the smallest is taken all the same: the
     engine makes its context smaller, or says why it cannot.
     """
-    table = tables()[host.form]
+    table, pace = tables()[host.form], _pace(catalog, measured)
+    slowest = _SLOWEST[prefer]
     known = {entry.name: entry for entry in catalog}
     entries = [entry for name in table.of(prefer) if (entry := known.get(name)) is not None and only(entry)]
     rejected: list[str] = []
     for entry in entries:
-        seen = _Seen(entry, host, table, measured(entry))
-        against = seen.against(_SLOWEST[prefer])
+        seen = _Seen(entry, host, table, measured(entry), pace)
+        against = seen.against(slowest)
         if not against:
             why = f"{entry.name}: the best for {host.form}, {prefer}: {seen.why}"
             return Choice(entry, table.context_tokens, why, tuple(rejected))
@@ -119,9 +125,21 @@ def choose(
     if not entries:
         return None
     smallest = min(entries, key=lambda entry: entry.weight_bytes)
-    seen = _Seen(smallest, host, table, measured(smallest))
+    seen = _Seen(smallest, host, table, measured(smallest), pace)
     why = f"{smallest.name}: the smallest for {host.form}, though nothing suits: {seen.why}"
     return Choice(smallest, table.context_tokens, why, tuple(rejected), fits=False)
+
+
+def _pace(catalog: Sequence[CatalogEntry], measured: Callable[[CatalogEntry], float | None]) -> float | None:
+    """How many bytes of weights are read a second here, by the quickest measured one; None if none is."""
+    speeds = ((entry, speed) for entry in catalog if (speed := measured(entry)) is not None)
+    return max((speed * _read_bytes(entry) for entry, speed in speeds), default=None)
+
+
+def _read_bytes(entry: CatalogEntry) -> float:
+    """What of its weights one token reads."""
+    share = entry.active_parameters / entry.parameters if entry.active_parameters else 1.0
+    return max(1.0, entry.weight_bytes * share)
 
 
 def memory_of(entry: CatalogEntry, context_tokens: int) -> int:
@@ -138,6 +156,23 @@ def budget_of(host: Host) -> int:
     return host.memory_bytes or tables()[host.form].memory_bytes
 
 
+def least_bytes(entry: CatalogEntry, host: Host) -> int:
+    """What an engine takes of the machine's memory with the smallest context; 0 while the size is unknown."""
+    return _Seen(entry, host, tables()[host.form]).least
+
+
+def beside(host: Host, entry: CatalogEntry) -> Host | None:
+    """What is left of a machine for a second model while it has `entry` in memory; None if nothing is."""
+    seen = _Seen(entry, host, tables()[host.form])
+    # The server is there once.
+    left = budget_of(host) - seen.taken + SERVER_BYTES
+    free = host.free_bytes - seen.least
+    if left <= 0 or (host.free_bytes and free <= 0):
+        return None
+    gpu = host.gpu_bytes - entry.memory_bytes if seen.on_gpu else host.gpu_bytes
+    return replace(host, memory_bytes=left, free_bytes=free if host.free_bytes else 0, gpu_bytes=gpu)
+
+
 @dataclass(frozen=True, slots=True)
 class _Seen:
     """A model on a machine."""
@@ -145,7 +180,9 @@ class _Seen:
     entry: CatalogEntry
     host: Host
     table: Table
-    measured: float | None
+    measured: float | None = None
+    pace: float | None = None
+    """What other models were measured to be read with, in bytes a second."""
 
     @property
     def on_gpu(self) -> bool:
@@ -157,21 +194,34 @@ class _Seen:
         """How quickly answers are written: as measured, or about what memory allows to read."""
         if self.measured is not None:
             return self.measured
-        entry, host = self.entry, self.host
-        share = entry.active_parameters / entry.parameters if entry.active_parameters else 1.0
+        host = self.host
         if self.on_gpu:
             speed = _GPU_BYTES_PER_S
         elif host.shared_gpu:
             speed = _SHARED_GPU_BYTES_PER_S
+        elif self.pace is not None:
+            speed = self.pace
         else:
-            speed = min(host.cores * _CORE_BYTES_PER_S, _MACHINE_BYTES_PER_S)
-        return speed * (_EMULATED if host.emulated else 1) / max(1.0, entry.weight_bytes * share)
+            slower = _NARROW if host.narrow else _WEB if host.form == "web" else 1.0
+            speed = min(host.cores * _CORE_BYTES_PER_S, _MACHINE_BYTES_PER_S) * slower
+        return speed / _read_bytes(self.entry)
 
     @property
     def taken(self) -> int:
         """What of the machine's memory it takes, with the server."""
         whole = memory_of(self.entry, self.table.context_tokens)
         return min(whole, _GPU_HOST_BYTES + SERVER_BYTES) if self.on_gpu else whole
+
+    @property
+    def least(self) -> int:
+        """What an engine takes of the machine's memory with the smallest context."""
+        weights = self.entry.weight_bytes
+        if not weights:
+            return 0
+        # A cache of 8.5 bits a value, where one of f16 has 16.
+        cache = self.entry.kv_bytes_per_token * _LEAST_TOKENS * 17 // 32
+        whole = weights * 17 // 16 + cache + _BESIDE_BYTES
+        return min(whole, _GPU_HOST_BYTES) if self.on_gpu else whole
 
     @property
     def why(self) -> str:
@@ -189,6 +239,9 @@ class _Seen:
             return f"a download of {self.entry.size_text}, at most {size_text(most)}"
         if self.taken > budget_of(self.host):
             return f"takes {size_text(self.taken)} of memory, at most {size_text(budget_of(self.host))}"
+        if self.host.free_bytes and self.least > self.host.free_bytes:
+            free = size_text(self.host.free_bytes)
+            return f"takes {size_text(self.least)} of memory at the least, {free} are free"
         if self.tokens_per_s < slowest:
             how = "measured" if self.measured is not None else "expected"
             return f"{self.tokens_per_s:.0f} tokens/s {how}, {slowest:g} wanted"

@@ -13,9 +13,8 @@ class Needs:
 
     operation: Operation
     infill: bool = False
-    """Whether it cannot do without fill-in-the-middle."""
-    json_schema: bool = False
-    """Whether its answers have to follow a schema."""
+    """Whether it cannot do without fill-in-the-middle. A schema can be asked for in words too, and answers
+    are checked; a gap cannot."""
     tokens_per_s: float = 0.0
     """A slower engine does not meet the need."""
     parameters: float = 0.0
@@ -29,7 +28,7 @@ NEEDS: dict[Operation, Needs] = {
     Operation.ACTION: Needs(Operation.ACTION, tokens_per_s=8),
     # Nobody waits, and what is found depends on the model: with 0.5B most of it comes from the examples in
     # the prompt (benchmarks/results/review.md).
-    Operation.REVIEW: Needs(Operation.REVIEW, json_schema=True, tokens_per_s=2, parameters=3),
+    Operation.REVIEW: Needs(Operation.REVIEW, tokens_per_s=2, parameters=3),
 }
 """Speeds are rules of thumb for what people put up with, not measurements."""
 
@@ -47,4 +46,4 @@ class Policy:
     trusted: bool = False
     """Whether the user trusts the workspace."""
     memory_bytes: int = 0
-    """What an engine may take of this machine's memory; 0 leaves it to what is free."""
+    """What an engine may take of this machine's memory, if it is free; 0 sets no limit."""

@@ -72,13 +72,15 @@ def select(
     excluded: list[Excluded] = []
     for provider in providers:
         traits = provider.traits()
-        against = _against(provider, traits, environment, needs, policy)
+        against = _against(provider, traits, environment, policy)
         if against:
             excluded.append(Excluded(provider.name, against))
             continue
         found = provider.probe()
-        if not found.usable:
-            excluded.append(Excluded(provider.name, found.reason))
+        # Whether it is there comes first: what is not there lacks everything else too.
+        against = _lacking(provider, traits, environment, needs, policy) if found.usable else found.reason
+        if against:
+            excluded.append(Excluded(provider.name, against))
             continue
         ranked.append(Candidate(provider, score(traits, environment, needs), found.reason))
     ranked.sort(key=_rank)
@@ -91,9 +93,7 @@ def _rank(candidate: Candidate) -> tuple[float, float, int]:
     return -candidate.score.points, -candidate.score.tokens_per_s, place
 
 
-def _against(
-    provider: Provider, traits: Traits, environment: Environment, needs: Needs, policy: Policy
-) -> str:
+def _against(provider: Provider, traits: Traits, environment: Environment, policy: Policy) -> str:
     """Why a provider may not be used whatever it says itself; empty if it may.
 
     What keeps code on this machine is decided here, for all providers alike.
@@ -111,16 +111,17 @@ def _against(
         return "it needs a network, and nexo.offline is on"
     if traits.processes and not environment.processes:
         return f"it needs processes, which {environment.platform.value} does not allow"
-    return _lacking(provider, traits, environment, needs, policy)
+    return ""
 
 
 def _lacking(
     provider: Provider, traits: Traits, environment: Environment, needs: Needs, policy: Policy
 ) -> str:
-    room = policy.memory_bytes or environment.free_bytes
-    if traits.memory_bytes and room and traits.memory_bytes > room:
-        return f"it wants {traits.memory_bytes / 1e6:,.0f} MB of memory, and {room / 1e6:,.0f} MB may be used"
-    # A schema can be asked for in words too, and answers are checked; a gap cannot.
+    """What a provider that is there lacks; empty if nothing."""
+    bounds = ((policy.memory_bytes, "may be taken"), (environment.free_bytes, "are free"))
+    room, how = min((bound for bound in bounds if bound[0]), default=(0, ""))
+    if room and traits.memory_bytes > room:
+        return f"it wants {traits.memory_bytes / 1e6:,.0f} MB of memory, and {room / 1e6:,.0f} MB {how}"
     if needs.infill and not provider.capabilities().infill:
         return "it cannot fill a gap in code"
     return ""

@@ -73,11 +73,16 @@ class MobileProvider:
     name: str = "mobile"
 
     def traits(self) -> Traits:
-        """It starts a process unless it was given another way."""
+        """It starts a process unless it was given another way. Its model is the native engine's."""
+        about, most = self.native.about, self.rules.memory_bytes
         return Traits(
             processes=self.spawn is None,
+            # Named for one operation on a desktop it is not there for the others.
+            only_by_name=self.environment.platform not in PHONES and self._is_named(),
             platforms=PHONES,
-            memory_bytes=self.rules.memory_bytes,
+            memory_bytes=min(about.least_bytes or most, most),
+            tokens_per_s=about.tokens_per_s,
+            parameters=about.parameters,
         )
 
     def capabilities(self) -> Capabilities:

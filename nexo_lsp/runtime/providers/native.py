@@ -59,6 +59,10 @@ class NativeProvider:
     """What is known of the model."""
     cores: int = 0
     """How many threads are used where nobody said or measured how many; 0 lets the worker choose."""
+    most_context: int = 0
+    """The longest context that this machine is given, in tokens; 0: as the settings say."""
+    only_by_name: bool = False
+    """Whether it is never taken by itself: on phones, whose rules it does not know."""
     thread: Spawn | None = None
     """Hosts the worker in a thread, where processes are not allowed."""
     name: str = "native"
@@ -67,6 +71,7 @@ class NativeProvider:
         """It is at home on desktop systems, and on consoles; phones have rules of their own (`mobile`)."""
         return Traits(
             processes=self.thread is None,
+            only_by_name=self.only_by_name,
             platforms=_HOME,
             memory_bytes=self.about.least_bytes,
             tokens_per_s=self.about.tokens_per_s,
@@ -75,13 +80,13 @@ class NativeProvider:
 
     def capabilities(self) -> Capabilities:
         """What llama.cpp does with most models."""
-        return Capabilities(infill=True, json_schema=True, context_tokens=self.settings.context_tokens)
+        return Capabilities(infill=True, json_schema=True, context_tokens=self._context_tokens())
 
     def probe(self) -> Availability:
         """Usable where the library is installed."""
         if self.installed():
             return Availability(True, "llama-cpp-python is installed")
-        return Availability(False, INSTALL_HINT)
+        return Availability(False, INSTALL_HINT.rstrip("."))
 
     def create_engine(self, on_status: Callable[[EngineStatus], None]) -> Engine:
         """A `LlamaEngine` that starts its worker at the first request."""
@@ -93,7 +98,7 @@ class NativeProvider:
     def options(self) -> LlamaOptions:
         """What the settings say about how the engine is run."""
         return LlamaOptions(
-            context_tokens=self.settings.context_tokens,
+            context_tokens=self._context_tokens(),
             threads=self.settings.threads or self.cores,
             gpu_layers=gpu_layers_of(self.settings.gpu_layers),
             memory_limit_mb=self.settings.memory_limit_mb,
@@ -101,6 +106,10 @@ class NativeProvider:
             unpack_folder=unpack_folder(self.settings, self.home()),
             idle_unload_s=self.settings.idle_unload_minutes * 60,
         )
+
+    def _context_tokens(self) -> int:
+        asked = self.settings.context_tokens
+        return min(asked, self.most_context) if self.most_context else asked
 
     def _tuned(self, path: Path, options: LlamaOptions) -> LlamaOptions:
         tuning = tuning_of(self.settings, path, self.home().state)

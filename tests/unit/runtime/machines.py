@@ -1,7 +1,7 @@
 """Machines as data: what each answers to every question, and the profile that follows.
 
 `READINGS` and `ENVIRONMENTS` have the same names. The values of files, of `sysctl` and of the Windows
-functions are those of real machines of their kind, as their makers and kernels document them.
+functions were written by hand after what makers and kernels document; they were not recorded on real devices.
 """
 
 from __future__ import annotations

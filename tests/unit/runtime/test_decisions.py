@@ -1,0 +1,48 @@
+"""What each machine gets: the table of `decisions.toml` against the program, and the page made of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nexo_lsp.errors import EngineUnavailable
+from nexo_lsp.generation import Operation
+from nexo_lsp.models.catalog import find
+from nexo_lsp.settings import Settings
+from tests.unit.runtime.deciding import PAGE, Case, cases, decided, names, page, room_for
+from tests.unit.runtime.machines import ENVIRONMENTS
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_what_a_machine_gets(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = room_for(case, tmp_path, monkeypatch)
+    settings = Settings.model_validate(case.settings)
+    for operation in Operation:
+        expected = case.expected(operation)
+        found = decided(room, operation, expected, settings)
+        reasons = "\n  ".join((*room.selection(operation).reasons, *room.model(operation).reasons))
+        assert found == expected, f"{case.name}, {operation}, for these reasons:\n  {reasons}"
+        if not expected.engines:
+            with pytest.raises(EngineUnavailable, match=r"\w"):
+                room.engine(operation)
+
+
+def test_every_machine_is_in_the_table_and_every_answer_has_its_reason() -> None:
+    assert {case.machine for case in cases()} == set(ENVIRONMENTS)
+    assert len({case.name for case in cases()}) == len(cases())
+    assert len(cases()) >= 60
+    for case in cases():
+        assert sorted(operation for answer in case.answer for operation in answer.operations) == sorted(
+            Operation
+        )
+        for answer in case.answer:
+            assert answer.why.strip(), case.name
+            assert bool(answer.engines) != bool(answer.refusal), case.name
+    assert all(find(name) for name in names().values())
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), (
+        "run `python -m tests.unit.runtime.deciding > docs/decisions.md`"
+    )
