@@ -13,6 +13,7 @@ from nexo_lsp.app.engine_room import EngineRoom, Hooks
 from nexo_lsp.context.gather import Gatherer
 from nexo_lsp.context.prompts import Prompts
 from nexo_lsp.documents import DocumentStore, Snapshot, local_place
+from nexo_lsp.engines.client_port import ClientPort
 from nexo_lsp.engines.engine import Engine
 from nexo_lsp.engines.llama.messages import Metrics
 from nexo_lsp.errors import DisabledError, NexoError
@@ -151,6 +152,11 @@ class App:
     def settings(self) -> Settings:
         """The effective settings."""
         return self.resolved.settings
+
+    @property
+    def client_port(self) -> ClientPort:
+        """Where the editor's own engine is plugged in, if it has one."""
+        return self.room.client_port
 
     @property
     def store(self) -> ModelStore:

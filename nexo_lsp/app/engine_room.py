@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from nexo_lsp.engines.client_port import ClientPort
 from nexo_lsp.engines.engine import Engine
+from nexo_lsp.engines.llama.threaded import spawn_in_thread
 from nexo_lsp.folders import Folders
 from nexo_lsp.generation import EngineState, EngineStatus, Operation
 from nexo_lsp.models.catalog import CATALOG, CatalogEntry
@@ -17,6 +19,7 @@ from nexo_lsp.runtime.choice import ModelChoice, model_for
 from nexo_lsp.runtime.engines import Engines, Offer
 from nexo_lsp.runtime.environment import Environment
 from nexo_lsp.runtime.needs import Policy
+from nexo_lsp.runtime.providers.client_hosted import ClientHostedProvider
 from nexo_lsp.runtime.providers.mobile import MobileProvider
 from nexo_lsp.runtime.providers.mock import MockProvider
 from nexo_lsp.runtime.providers.native import NativeProvider
@@ -69,6 +72,9 @@ class EngineRoom:
         self._trusted = False
         self._models: dict[Operation, ModelChoice] = {}
         self._upgrading: set[str] = set()
+        self.client_port = ClientPort()
+        """Where the editor's own engine is plugged in, if it has one."""
+        self.client_port.on_change = self._client_engine_changed
         self.environment = environment
         self.supply = ModelSupply(lambda: self.store, host, offload, settings)
         self.engines = Engines(hooks.keep, hooks.on_status, hooks.notice)
@@ -117,6 +123,9 @@ class EngineRoom:
     def model_name(self, operation: Operation) -> str | None:
         """The model of an operation; None where the engine has its own."""
         provider = self.selection(operation).provider
+        if provider is not None and provider.name == "client-hosted":
+            announced = self.client_port.announced
+            return announced.model if announced is not None else None
         if provider is None or provider.name in _NO_MODEL_FILE:
             return None
         return self._models[operation].reference
@@ -167,13 +176,30 @@ class EngineRoom:
         )
         # Which of them is asked is no part of how an engine is run.
         used = settings.engine.model_copy(update={"kind": "auto"}), reference
+        spawn = None if self.environment.processes else spawn_in_thread
         named = "mobile" in {settings.review.engine, settings.completion.engine}
         providers: tuple[tuple[Provider, object], ...] = (
             (native, used),
-            (MobileProvider(native, self.environment, named=named), used),
+            (MobileProvider(native, self.environment, named=named, spawn=spawn), used),
+            (ClientHostedProvider(self.client_port, self._may_not_send), self._client_engine()),
             (MockProvider(self._environ), ""),
         )
         return tuple(Offer(provider, (provider.name, key)) for provider, key in providers)
+
+    def _client_engine(self) -> object:
+        """What identifies the editor's engine: one that moves away is another one."""
+        announced = self.client_port.announced
+        return (announced.local, announced.model) if announced is not None else None
+
+    def _client_engine_changed(self) -> None:
+        self.plan()
+        self._hooks.on_status()
+
+    def _may_not_send(self) -> str | None:
+        """Why prompts may not leave this machine now; None if they may."""
+        if not self._settings().remote.enabled:
+            return "nexo.remote.enabled is off"
+        return None if self._trusted else "this workspace is not trusted"
 
     def _is_here(self, entry: CatalogEntry) -> bool:
         # The store would look at the size too, and brings an HTTP library along.
