@@ -161,12 +161,13 @@ async def test_an_engine_that_moves_away_is_asked_no_more(start_engine_client: S
     client = await start_engine_client(None, parallel=1)
     editor = client.editor
     uri, waiting = editor.open("a.py", LAST), editor.open("b.py", LAST.replace("last", "final"))
-    running, queued = (asyncio.ensure_future(editor.review(each)) for each in (uri, waiting))
+    reviews = [asyncio.ensure_future(editor.review(each)) for each in (uri, waiting)]
     params = await client.until_asked()
     await status_when(editor, lambda status: status.queued == 1)
     client.announce(local=False, parallel=8)
-    with pytest.raises(JsonRpcException, match="another machine"):
-        await queued
+    # Which of the two runs is not known; it goes on.
+    (queued,), (running,) = await asyncio.wait(reviews, return_when=asyncio.FIRST_COMPLETED)
+    assert "another machine" in str(queued.exception())
     client.answer(params.id, NOTHING)
     assert (await running).complete
     assert len(client.asked) == 1
