@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nexo_lsp.engines.client_port import ClientPort
 from nexo_lsp.engines.engine import Engine
-from nexo_lsp.engines.llama.messages import Load
-from nexo_lsp.engines.llama.process import Hosted
+from nexo_lsp.engines.llama.threaded import spawn_in_thread
 from nexo_lsp.folders import Folders
 from nexo_lsp.generation import EngineState, EngineStatus, Operation
 from nexo_lsp.models.catalog import CatalogEntry, load_catalog
@@ -130,7 +129,7 @@ class EngineRoom:
     def engine(self, operation: Operation) -> Engine:
         """The engine of an operation; raises `EngineUnavailable` with the reasons if there is none."""
         engine = self.engines.engine(operation)
-        if self._hooks.lasting and self.model_name(operation) is not None:
+        if self._hooks.lasting and self._loads_a_file(operation):
             if not self._looked_for_gpus:
                 self._looked_for_gpus = True
                 self._hooks.keep(self.find_gpus())
@@ -165,9 +164,16 @@ class EngineRoom:
     def model_name(self, operation: Operation) -> str | None:
         """The model of an operation; None where the engine has its own."""
         provider = self.selection(operation).provider
+        if provider is not None and provider.name == "client-hosted":
+            announced = self.client_port.announced
+            return announced.model if announced is not None else None
         if provider is None or provider.name in _NO_MODEL_FILE:
             return None
         return self._models[operation].reference
+
+    def _loads_a_file(self, operation: Operation) -> bool:
+        provider = self.selection(operation).provider
+        return provider is not None and provider.name not in _NO_MODEL_FILE
 
     def model_key(self, operation: Operation) -> str:
         """What identifies engine and model in the keys of cached answers."""
@@ -207,7 +213,7 @@ class EngineRoom:
 
     def _offers(self, settings: Settings, choice: ModelChoice) -> tuple[Offer, ...]:
         reference, environment = choice.reference, self.environment
-        threaded = None if environment.processes else _in_thread
+        threaded = None if environment.processes else spawn_in_thread
         hybrid = environment.performance_cores < environment.physical_cores
         native = NativeProvider(
             settings.engine,
@@ -266,13 +272,6 @@ class EngineRoom:
             self._hooks.on_status()
 
         self._hooks.keep(self.supply.fetch_ahead(better.name, arrived))
-
-
-async def _in_thread(wish: Load) -> Hosted:
-    # It loads llama.cpp's side of the engine into this process.
-    from nexo_lsp.engines.llama.threaded import spawn_in_thread
-
-    return await spawn_in_thread(wish)
 
 
 def _identity(port: ClientPort) -> object:
