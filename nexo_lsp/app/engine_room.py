@@ -200,7 +200,7 @@ class EngineRoom:
         return tuple(said)
 
     def _why(self, operation: Operation) -> tuple[str, ...]:
-        model = self._models[operation].reasons if self.model_name(operation) is not None else ()
+        model = self._models[operation].reasons if self._loads_a_file(operation) else ()
         return (*self.selection(operation).reasons, *model)
 
     def _plan_of(self, operation: Operation) -> tuple[object, ...]:
