@@ -105,11 +105,7 @@ def _unpinned(
         sha256="",
         hub_repo=repo,
         hub_file=hub_file,
-        mirror=(),
         urls=urls,
-        license="",
-        description="",
-        context_tokens=0,
         family="",
         hub_revision=revision,
     )
