@@ -24,6 +24,7 @@ from nexo_lsp.models.catalog import DEFAULT_MODEL, CatalogEntry, size_text
 from nexo_lsp.models.leases import Leases, used_file
 from nexo_lsp.models.record import record_file
 from nexo_lsp.models.transfer import size_of
+from nexo_lsp.models.unpinned import origin_file
 from nexo_lsp.models.versions import Versions, short, split_version
 
 log = logging.getLogger("nexo_lsp.models")
@@ -151,7 +152,7 @@ class Cleaning:
 
     def _lock_of(self, path: Path) -> Path:
         """The lock that whoever fetches the model holds to which `path` belongs."""
-        file = re.sub(r"(\.(partial|parts|lock|checked|used))+$", "", path.name)
+        file = re.sub(r"(\.(partial|parts|lock|checked|used|origin))+$", "", path.name)
         return self._folder / (split_version(file)[0] + ".lock")
 
     def _copies_of_nothing(self) -> Iterator[Waste]:
@@ -163,7 +164,7 @@ class Cleaning:
 
     def _leftovers(self) -> Iterator[Waste]:
         for path in sorted(self._folder.iterdir() if self._folder.is_dir() else ()):
-            for end in (".checked", ".used"):
+            for end in (".checked", ".used", ".origin"):
                 if path.name.endswith(end) and not path.with_name(path.name.removesuffix(end)).exists():
                     yield Waste("leftover", path, size_of(path), "the model that it tells of is gone")
             if path.name.endswith(".new"):
@@ -235,7 +236,7 @@ class Cleaning:
             for file in (self._folder / UNPACKED).glob("*")
             if (match := _COPY.fullmatch(file.name)) is not None and match["stem"] == path.stem
         )
-        beside = (*copies, record_file(path), used_file(path))
+        beside = (*copies, record_file(path), used_file(path), origin_file(path))
         return Waste(kind, path, size_of(path) + sum(map(size_of, copies)), why, beside)
 
     def _removed(self, one: Waste) -> bool:

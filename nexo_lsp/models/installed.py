@@ -10,6 +10,7 @@ from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.embedded import EmbeddedModels
 from nexo_lsp.models.record import read_record
 from nexo_lsp.models.transfer import size_of
+from nexo_lsp.models.unpinned import entry_behind, remembered
 from nexo_lsp.models.versions import Versions, split_version
 
 WRONG_DIGEST = "is damaged: its SHA-256 is not the published one"
@@ -48,9 +49,9 @@ def wrong_size(size: int, entry: CatalogEntry) -> str:
 def known_problem(entry: CatalogEntry, path: Path) -> str:
     """What is wrong with the file of an entry, as far as a cheap look shows; empty for nothing."""
     size = size_of(path)
-    if size != entry.size:
+    if entry.size and size != entry.size:
         return wrong_size(size, entry)
-    return WRONG_DIGEST if read_record(path) not in {None, entry.sha256} else ""
+    return WRONG_DIGEST if entry.sha256 and read_record(path) not in {None, entry.sha256} else ""
 
 
 def listed(
@@ -61,6 +62,7 @@ def listed(
     for path in sorted(folder.glob("*.gguf")):
         plain, _ = split_version(path.name)
         entry = next((entry for entry in catalog if entry.file == plain), None)
+        entry = remembered(entry, folder) if entry is not None else entry_behind(folder / plain, catalog)
         found.append(
             InstalledModel(None, path, size_of(path), False)
             if entry is None

@@ -3,26 +3,20 @@
 A file appears under its own name only when its digest is right. Beside it may lie `FILE.partial` (a prefix
 of it, continued by the next pull), `FILE.lock` (who fetches it now) and `FILE.checked` (what its digest was
 found to be, so that half a gigabyte is not read again each time somebody asks). Older versions of a model
-lie beside the newest one (`versions.py`); what came with the program is used where it is (`embedded.py`).
+lie beside the newest one (`versions.py`); what came with the program is used where it is (`embedded.py`); of
+what no catalogue pins, `FILE.origin` keeps what a source announced (`unpinned.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
-import hashlib
-import logging
-import os
 import threading
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
-
 from nexo_lsp.errors import (
-    DiskFull,
     ModelCorrupt,
     ModelDownloadFailed,
     ModelError,
@@ -30,24 +24,32 @@ from nexo_lsp.errors import (
     ModelUnknown,
 )
 from nexo_lsp.folders import expanded
-from nexo_lsp.models.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry, size_text
+from nexo_lsp.models.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry
 from nexo_lsp.models.cleaning import Cleaning, removable
 from nexo_lsp.models.embedded import EmbeddedModels, digest_of, places
+from nexo_lsp.models.fetching import Fetching, digest_of_file, nowhere, partial_of
 from nexo_lsp.models.installed import WRONG_DIGEST, InstalledModel, known_problem, listed, wrong_size
 from nexo_lsp.models.leases import Leases
 from nexo_lsp.models.progress import Meter, ProgressReport, PullProgress, ignore_progress
 from nexo_lsp.models.record import read_record, write_record
+from nexo_lsp.models.references import entry_of, file_of, is_reference
 from nexo_lsp.models.sources import DiskFree, Source, default_sources, free_disk
-from nexo_lsp.models.transfer import CHUNK, SourceFailed, check, size_of
+from nexo_lsp.models.transfer import size_of
+from nexo_lsp.models.unpinned import (
+    NotAnnounced,
+    agrees,
+    announced,
+    as_it_lies,
+    entry_behind,
+    forgotten,
+    keep,
+    note_of,
+    remembered,
+)
 from nexo_lsp.models.versions import Versions, short, split_version
 from nexo_lsp.settings import Settings
 
 __all__ = ["InstalledModel", "ModelStore", "ProgressReport", "PullProgress", "Verdict"]
-
-log = logging.getLogger("nexo_lsp.models")
-
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_LOCK_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class Verdict:
     sha256: str
     """Of the file as it is; empty when its size was enough to see that it is wrong."""
     problem: str = ""
+    note: str = ""
+    """What there is to say besides: who says what the file should be, where the catalogue does not."""
 
 
 class ModelStore:
@@ -78,7 +82,7 @@ class ModelStore:
         self.folder = folder
         self.catalog = tuple(catalog)
         self._sources = tuple(sources) if sources is not None else default_sources(environ, disk_free)
-        self._disk_free = disk_free
+        self._fetching = Fetching(folder, self._sources, disk_free)
         self._embedded = embedded or EmbeddedModels(lambda: places(environ))
         self.versions = Versions(folder)
         self.leases = Leases(folder, self.versions)
@@ -92,7 +96,7 @@ class ModelStore:
         """Keep to the limit that the settings set, and keep the models that they name."""
         self.limit_bytes = round(settings.models.cache_limit_gb * 1e9)
         named = (settings.model, settings.review.model, settings.completion.model)
-        self.configured = tuple(name for name in named if name)
+        self.configured = tuple(file_of(name, self.catalog) for name in named if name)
 
     def used(self, path: Path) -> None:
         """Note that a model is used now: what was not used for the longest time is removed first."""
@@ -104,6 +108,8 @@ class ModelStore:
 
     def entry_for(self, name: str) -> CatalogEntry | None:
         """The catalogue entry behind a name, `auto`, or a path that ends in an entry's file name."""
+        if is_reference(name):
+            return self.entry(name)
         if name == "auto":
             name = DEFAULT_MODEL
         name, _ = split_version(name)
@@ -119,6 +125,8 @@ class ModelStore:
         Cheap: a look at sizes, no digest. Raises `ModelUnknown`, `ModelMissing` when the catalogue has it and
         this machine does not, `ModelCorrupt` when it has the wrong size or the last check found it wrong.
         """
+        if is_reference(name_or_path):
+            return self._there(self.entry(name_or_path), "")
         if _looks_like_path(name_or_path):
             for path in (expanded(name_or_path), self.folder / name_or_path):
                 if path.is_file():
@@ -167,11 +175,11 @@ class ModelStore:
         and why), `DiskFull` (the limit of the folder counts like the disk),
         `ModelDownloadCancelled`, and `ModelError` where the folder cannot be written.
         """
-        entry, (_, wanted) = self.entry(name), split_version(name)
+        entry, (_, wanted) = self.entry(name), _split(name)
         cancel = cancel or threading.Event()
         chosen = self.versions.find(entry, wanted or self.versions.choice(entry.name).version)
         if chosen is not None and chosen.id != short(entry.sha256) and not force:
-            with self._mapped_errors(entry):
+            with self._fetching.mapped_errors(entry):
                 meter = Meter(progress, chosen.size)
                 digest = read_record(chosen.path) or self._check(chosen.path, meter, cancel)
             if short(digest) == chosen.id:
@@ -187,21 +195,32 @@ class ModelStore:
     ) -> Path:
         """Have the very file that `entry` describes; like `pull`, which looks the entry up."""
         cancel = cancel or threading.Event()
+        if not entry.sha256 or (force and not entry.pinned):
+            entry = self._announced(forgotten(entry), cancel)
         meter = Meter(progress, entry.size)
-        with self._mapped_errors(entry):
+        with self._fetching.mapped_errors(entry):
             for path in () if force else self._candidates(entry):
                 if self._is_right(entry, path, meter, cancel):
                     return path
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._lock(entry, meter, cancel) as waited:
+            with self._fetching.lock(entry, meter, cancel) as waited:
                 path = self.versions.place(entry)
                 # Whoever held the lock has probably just fetched it.
                 if (waited or not force) and self._is_right(entry, path, meter, cancel):
                     return path
-                self.cleaning.make_room(self.limit_bytes, entry, _partial(path), self.configured)
-                self._fetch(entry, path, meter, cancel, force)
-        self.cleaning.trim(self.limit_bytes, (*self.configured, f"{entry.name}@{short(entry.sha256)}"))
+                self.cleaning.make_room(self.limit_bytes, entry, partial_of(path), self.configured)
+                self._fetching.fetch(entry, path, meter, cancel, force)
+        self.cleaning.trim(self.limit_bytes, (*self.configured, path.name))
         return path
+
+    def _announced(self, entry: CatalogEntry, cancel: threading.Event) -> CatalogEntry:
+        try:
+            return announced(entry, self._sources, cancel)
+        except NotAnnounced as failure:
+            path = self.folder / entry.file
+            if path.is_file():
+                return as_it_lies(entry, path)
+            raise ModelDownloadFailed(nowhere(entry, [str(failure)])) from failure
 
     def _candidates(self, entry: CatalogEntry) -> tuple[Path, ...]:
         embedded = self._embedded.find(entry)
@@ -215,7 +234,7 @@ class ModelStore:
 
         Raises `ModelUnknown` for what the catalogue does not pin, `ModelMissing`, `ModelDownloadCancelled`.
         """
-        entry, (_, wanted) = self.entry(name), split_version(name)
+        entry, (_, wanted) = self.entry(name), _split(name)
         try:
             path = self._there(entry, wanted)
         except ModelCorrupt:
@@ -230,14 +249,18 @@ class ModelStore:
         if version is not None and version.id != short(right):
             # An older version is right if it is what it was when it was fetched.
             right = read_record(path) or version.id
-        elif size != entry.size:
+        elif entry.size and size != entry.size:
             return Verdict(False, entry.name, path, size, "", wrong_size(size, entry))
-        with self._mapped_errors(entry):
+        elif not right:
+            entry = as_it_lies(entry, path)
+        with self._fetching.mapped_errors(entry):
             meter, cancel = Meter(progress, size), cancel or threading.Event()
-            digest = self._check(path, meter, cancel) if ours else _digest(path, meter, cancel)
+            digest = self._check(path, meter, cancel) if ours else digest_of_file(path, meter, cancel)
         ok = digest.startswith(right)
+        if ours and not right:
+            keep(entry, path, digest)
         label = version.of(entry.name) if version is not None and wanted else entry.name
-        return Verdict(ok, label, path, size, digest, "" if ok else WRONG_DIGEST)
+        return Verdict(ok, label, path, size, digest, "" if ok else WRONG_DIGEST, note_of(entry))
 
     def remove(self, name: str) -> int:
         """Delete a model of this folder with what was fetched of it in part; gives the bytes freed.
@@ -245,7 +268,7 @@ class ModelStore:
         All its versions go, or with `NAME@ID` that one. Raises `ModelMissing` when there is none,
         `ModelUnknown`, `ModelError` while it is fetched or used, and for what came with the program.
         """
-        entry = next((entry for entry in self.catalog if entry.name == split_version(name)[0]), None)
+        entry = next((entry for entry in self.catalog if entry.name == _split(name)[0]), None)
         if entry is None and (Path(name).name != name or not (self.folder / name).is_file()):
             entry = self.entry(name)
         files = removable(self.folder, self.versions, entry, name)
@@ -260,11 +283,19 @@ class ModelStore:
         return freed
 
     def entry(self, name: str) -> CatalogEntry:
-        """The catalogue entry of a name or a file name (`auto`, `NAME@ID` too). Raises `ModelUnknown`."""
+        """The entry of a name, a file name or a reference (`auto`, `NAME@ID` too). Raises `ModelUnknown`.
+
+        What is not pinned has the size and the digest that are remembered of its file, if it is here.
+        """
+        if is_reference(name):
+            return remembered(entry_of(name, self.catalog), self.folder)
         wanted = DEFAULT_MODEL if name == "auto" else split_version(name)[0]
         for entry in self.catalog:
             if wanted in {entry.name, entry.file}:
-                return entry
+                return remembered(entry, self.folder)
+        fetched = entry_behind(self.folder / wanted, self.catalog) if Path(wanted).name == wanted else None
+        if fetched is not None:
+            return fetched
         names = [entry.name for entry in self.catalog]
         close = difflib.get_close_matches(wanted.lower(), names, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}."
@@ -275,155 +306,23 @@ class ModelStore:
             return False
         if path.parent != self.folder:
             return digest_of(path) == entry.sha256
-        return (read_record(path) or self._check(path, meter, cancel)) == entry.sha256
+        digest = read_record(path) or self._check(path, meter, cancel)
+        right = agrees(entry, digest)
+        if right:
+            keep(entry, path, digest)
+        return right
 
     def _check(self, path: Path, meter: Meter, cancel: threading.Event) -> str:
-        digest = _digest(path, meter, cancel)
+        digest = digest_of_file(path, meter, cancel)
         published = any(digest == entry.sha256 for entry in self.catalog)
         write_record(path, digest, published=published)
         return digest
 
-    def _fetch(
-        self, entry: CatalogEntry, path: Path, meter: Meter, cancel: threading.Event, force: bool
-    ) -> None:
-        partial = _partial(path)
-        if force:
-            partial.unlink(missing_ok=True)
-        elif path.exists():
-            log.warning("%s is not the published file; fetching it again", path)
-            path.unlink()
-        if size_of(partial) >= entry.size:
-            # An earlier pull was ended while it checked the digest, or left something else here.
-            if _digest(partial, meter, cancel) == entry.sha256:
-                self._place(entry, partial, path)
-                return
-            partial.unlink()
-        reasons: list[str] = []
-        for source in self._sources:
-            self._require_room(entry, partial)
-            meter.begin(source.name, size_of(partial))
-            try:
-                self._fetch_from(source, entry, partial, meter, cancel)
-            except SourceFailed as failure:
-                log.warning("%s could not deliver %s: %s", source.name, entry.name, failure)
-                reasons.append(f"{source.name}: {failure}")
-                meter.downloaded(size_of(partial), reasons[-1])
-                continue
-            log.info("%s came from %s", entry.name, source.name)
-            self._place(entry, partial, path)
-            return
-        self._require_room(entry, partial)
-        raise ModelDownloadFailed(_nowhere(entry, reasons))
 
-    def _fetch_from(
-        self, source: Source, entry: CatalogEntry, partial: Path, meter: Meter, cancel: threading.Event
-    ) -> None:
-        resumed = size_of(partial) > 0
-        source.fetch(entry, partial, meter.downloaded, cancel)
-        size = size_of(partial)
-        if size != entry.size:
-            raise SourceFailed(f"it delivered {size:,} of {entry.size:,} bytes")
-        if _digest(partial, meter, cancel) == entry.sha256:
-            return
-        partial.unlink()
-        if not resumed:
-            raise SourceFailed("what it delivers has another SHA-256 than the published file")
-        # The wrong bytes may be those that were there before, so this source is not to blame yet.
-        log.warning("%s: what was continued is damaged; starting again", entry.name)
-        meter.downloaded(0, "what had been fetched before was damaged; starting again")
-        self._fetch_from(source, entry, partial, meter, cancel)
-
-    def _place(self, entry: CatalogEntry, partial: Path, path: Path) -> None:
-        """Give the complete file its name, in such an order that no crash leaves a wrong file under it."""
-        with partial.open("r+b") as file:
-            os.fsync(file.fileno())
-        try:
-            partial.replace(path)
-        except PermissionError as error:
-            raise ModelError(f"{path} cannot be replaced; is an engine using it? Stop it first.") from error
-        if os.name == "posix":
-            # The new name is itself data of the folder; other systems do not let a folder be opened.
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        write_record(path, entry.sha256, published=True)
-
-    def _require_room(self, entry: CatalogEntry, partial: Path) -> None:
-        needed = entry.size - size_of(partial)
-        free = self._disk_free(self.folder)
-        if free < needed:
-            raise DiskFull(
-                f"The model {entry.name} needs {size_text(needed)} more in {self.folder}, where "
-                f"{size_text(free)} are free; make room, or set NEXO_HOME to a folder on another disk."
-            )
-
-    @contextlib.contextmanager
-    def _lock(
-        self, entry: CatalogEntry, meter: Meter, cancel: threading.Event
-    ) -> Generator[bool, None, None]:
-        """Hold the lock of an entry; gives whether somebody else held it before."""
-        path = self.folder / entry.file
-        lock = filelock.FileLock(_lock_file(path))
-        waited = False
-        while not lock.is_locked:
-            check(cancel)
-            try:
-                lock.acquire(blocking=False)
-            except filelock.Timeout:
-                waited = True
-                meter.downloaded(size_of(_partial(path)), "another process is fetching it")
-                cancel.wait(_LOCK_POLL_S)
-        try:
-            yield waited
-        finally:
-            lock.release()
-
-    @contextlib.contextmanager
-    def _mapped_errors(self, entry: CatalogEntry) -> Generator[None, None, None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno in _FULL:
-                raise DiskFull(
-                    f"The disk of {self.folder} is full; the model {entry.name} needs {entry.size_text}. "
-                    "What came so far is kept: make room and try again, or set NEXO_HOME to another disk."
-                ) from error
-            raise ModelError(
-                f"The models folder {self.folder} cannot be used ({error}); mend that, or set NEXO_HOME to "
-                "another folder."
-            ) from error
+def _split(name: str) -> tuple[str, str]:
+    """As `split_version`; what stands behind the @ of a reference is a revision."""
+    return (name, "") if is_reference(name) else split_version(name)
 
 
 def _looks_like_path(name: str) -> bool:
     return name.endswith(".gguf") or name.startswith("~") or "/" in name or "\\" in name
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
-
-
-def _lock_file(path: Path) -> Path:
-    return path.with_name(path.name + ".lock")
-
-
-def _digest(path: Path, meter: Meter, cancel: threading.Event) -> str:
-    digest = hashlib.sha256()
-    done = 0
-    with path.open("rb") as file:
-        while chunk := file.read(4 * CHUNK):
-            check(cancel)
-            digest.update(chunk)
-            done += len(chunk)
-            meter.verified(done)
-    return digest.hexdigest()
-
-
-def _nowhere(entry: CatalogEntry, reasons: Sequence[str]) -> str:
-    tried = "; ".join(reasons) or "no source is set up"
-    return (
-        f"The model {entry.name} ({entry.size_text}) could not be fetched. {tried}. "
-        f"Check the network or the proxy and run `nexo-lsp models pull {entry.name}` (what came is kept), "
-        f"or put {entry.file} into a folder and set NEXO_MODEL_DIR to it."
-    )

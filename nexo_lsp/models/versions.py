@@ -234,7 +234,7 @@ class Versions:
             right = found == named if named else record.published or found == wanted
             return Version(found, path, size, True, record.added_ns) if right else None
         # Never read since it came here: its name, or its size, is all that says what it is.
-        if (named or wanted) == wanted and size != entry.size:
+        if (named or wanted) == wanted and entry.size and size != entry.size:
             return None
         return Version(named or wanted, path, size, False, path.stat().st_mtime_ns)
 
