@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from nexo_lsp.errors import DiskFull, ModelMissing
+from nexo_lsp.models.announcing import Announced
 from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.embedded import EmbeddedModels
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.models.transfer import Report, append
-from nexo_lsp.models.updates import Announced, outlook, take
+from nexo_lsp.models.updates import outlook, take
 from nexo_lsp.models.versions import short
 
 SIZE = 1000
@@ -114,7 +115,7 @@ class OneUser(RuleBasedStateMachine):
     @rule(hub=st.one_of(st.none(), st.sampled_from(VERSIONS)))
     def update(self, hub: int | None) -> None:
         said = Announced(SIZE, _sha("model", self.version if hub is None else hub))
-        (found,) = outlook(self.store, ["model"], lambda _: said)
+        (found,) = outlook(self.store, ["model"], lambda _entry, _cancel: said)
         if found.offers and not found.pinned:
             offer = found.offers[-1]
             take(self.store, offer)
