@@ -1,4 +1,4 @@
-"""`nexo-lsp models`: fetch, list, check and remove model files.
+"""`nexo-lsp models`: fetch, list, check and remove model files, and make smaller ones.
 
 Exit codes: 0 done, 1 `verify` found a damaged file, 2 no such model, 3 the model could not be had,
 130 stopped by Ctrl-C (what came so far is kept).
@@ -6,23 +6,21 @@ Exit codes: 0 done, 1 `verify` found a damaged file, 2 no such model, 3 the mode
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import json
 import logging
 import os
-import signal
-import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from nexo_lsp.cli.exit_codes import ExitCode, exit_code
+from nexo_lsp.cli.interrupts import interruptible
+from nexo_lsp.cli.models_quantize import compress, quantize
 from nexo_lsp.errors import ModelError
 from nexo_lsp.folders import folders
 from nexo_lsp.models.catalog import load_catalog, size_text
@@ -30,9 +28,7 @@ from nexo_lsp.models.progress import ProgressReport, PullProgress
 from nexo_lsp.models.store import ModelStore, Verdict
 from nexo_lsp.settings import effective
 
-T = TypeVar("T")
-
-app = typer.Typer(help="Fetch, list, check and remove model files.", no_args_is_help=True)
+app = typer.Typer(help="Fetch, list, check, remove and shrink model files.", no_args_is_help=True)
 
 # Why a source failed is shown beside the bar. Without any handler the logging module would print it a second
 # time, in the middle of the bar; handlers that somebody sets up still get it.
@@ -125,6 +121,10 @@ def verify(
             raise typer.Exit(ExitCode.FOUND)
 
 
+app.command()(quantize)
+app.command()(compress)
+
+
 def _label(store: ModelStore, name: str) -> str:
     entry = store.entry_for(name)
     return entry.name if entry is not None else name
@@ -132,36 +132,6 @@ def _label(store: ModelStore, name: str) -> str:
 
 def _verify(store: ModelStore, name: str, report: ProgressReport) -> Verdict:
     return interruptible(lambda cancel: store.verify(name, report, cancel))
-
-
-def interruptible(work: Callable[[threading.Event], T]) -> T:
-    """Run `work` in a thread, so that Ctrl-C reaches us at once and `work` ends in its own good order."""
-    cancel = threading.Event()
-    with _ctrl_c_sets(cancel), concurrent.futures.ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work, cancel)
-        # On Windows only a wait that ends by itself lets Ctrl-C through.
-        while not future.done():
-            concurrent.futures.wait([future], timeout=0.1)
-        return future.result()
-
-
-@contextlib.contextmanager
-def _ctrl_c_sets(cancel: threading.Event) -> Generator[None, None, None]:
-    """Let Ctrl-C set `cancel`. An exception could come anywhere, also where a thread is just being started.
-
-    A second Ctrl-C is the ordinary one, for the case that nobody heeds the first.
-    """
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        if cancel.is_set():
-            raise KeyboardInterrupt
-        cancel.set()
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -74,6 +74,12 @@ def _doctor(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
+def _remote(app: typer.Typer) -> None:
+    from nexo_lsp.cli.remote import app as remote
+
+    app.add_typer(remote, name="remote")
+
+
 def _config(app: typer.Typer) -> None:
     from nexo_lsp.cli.config import config
 
@@ -86,5 +92,6 @@ _COMMANDS: Mapping[str, Callable[[typer.Typer], None]] = {
     "review": _review,
     "models": _models,
     "doctor": _doctor,
+    "remote": _remote,
     "config": _config,
 }

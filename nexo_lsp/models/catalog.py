@@ -26,13 +26,8 @@ MEMORY_CONTEXT = 8192
 """Tokens of context for which memory is told."""
 
 # What a worker takes beside weights, cache and evaluation: Python with the library 54 MiB, the vocabulary
-# 80 MiB (measured, `engines/llama/budget.py`).
-_BESIDE_BYTES = 134 << 20
-# llama.cpp keeps a second copy of matrices of these kinds, in the order that a processor likes: the 1.5B in
-# Q4_K_M takes 1.6 times its file. As much of it are pages of the file that the system takes back when it is
-# short of memory.
-_REPACKED = ("Q4_0", "Q4_K")
-_REPACKED_SHARE = 0.6
+# 80 MiB, prompts that were moved out of the context 128 MiB (`engines/llama/budget.py`).
+_BESIDE_BYTES = 262 << 20
 
 
 class MirrorPart(NamedTuple):
@@ -76,6 +71,8 @@ class CatalogEntry:
     """The commit or branch of the Hub's repository."""
     parameters: float = 0.0
     """Billions; 0 while unknown."""
+    active_parameters: float = 0.0
+    """Billions that one token is computed with (a mixture of experts uses a part); 0 is all of them."""
     quantisation: str = ""
     """As llama.cpp names it: `Q4_K_M`."""
     kv_bytes_per_token: int = 0
@@ -106,25 +103,16 @@ class CatalogEntry:
 
     @property
     def memory_bytes(self) -> int:
-        """What a worker holds of memory with a context of 8,192 tokens as f16: measured, or an estimate.
+        """What a worker takes of memory with a context of 8,192 tokens as f16: measured, or an estimate.
 
-        Some of it are pages of the file, which the system takes back where memory is short. 0 while unknown.
+        0 while unknown.
         """
-        if self.measured_memory or not self.weight_bytes:
-            return self.measured_memory
-        again = _REPACKED_SHARE if self.quantisation.startswith(_REPACKED) else 0
-        return self.least_memory_bytes + round(self.weight_bytes * again)
-
-    @property
-    def least_memory_bytes(self) -> int:
-        """What of `memory_bytes` no system can take back: weights once, cache, evaluation; 0 if unknown."""
         weights = self.weight_bytes
-        if not weights:
-            return 0
+        if self.measured_memory or not weights:
+            return self.measured_memory
         # An evaluation takes 64 MiB and a sixteenth of the file, as `engines/llama/budget.py` reckons.
         work = weights // 16 + (64 << 20) + _BESIDE_BYTES
-        reckoned = weights + work + MEMORY_CONTEXT * self.kv_bytes_per_token
-        return min(reckoned, self.measured_memory or reckoned)
+        return weights + work + MEMORY_CONTEXT * self.kv_bytes_per_token
 
     @property
     def weight_bytes(self) -> int:

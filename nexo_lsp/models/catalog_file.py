@@ -60,6 +60,7 @@ class _Model(_Table):
     family: str = ""
     description: str = ""
     parameters: float = Field(default=0, ge=0, strict=False)
+    active: float = Field(default=0, ge=0, strict=False)
     quantisation: str = ""
     bytes: int = Field(default=0, ge=0)
     sha256: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")] = ""
@@ -129,6 +130,7 @@ def _entry(model: _Model) -> CatalogEntry:
         family=model.family,
         hub_revision=hub.revision if hub else MAIN,
         parameters=model.parameters,
+        active_parameters=model.active,
         quantisation=model.quantisation,
         kv_bytes_per_token=model.kv_bytes,
         measured_memory=model.memory,

@@ -55,7 +55,6 @@ def test_sizes_and_memory_are_plausible(entry: CatalogEntry) -> None:
         bits = entry.size * 8 / (entry.parameters * 1e9)
         assert 0.95 < bits / nominal < (1.7 if entry.parameters < 1 else 1.25)
     assert entry.weight_bytes < entry.memory_bytes < 2.5 * entry.weight_bytes + (1 << 30)
-    assert entry.weight_bytes < entry.least_memory_bytes <= entry.memory_bytes
     assert 8 << 10 <= entry.kv_bytes_per_token <= 300 << 10
 
 
@@ -70,7 +69,7 @@ def test_the_mirror_has_as_many_parts_as_were_published() -> None:
 
 def test_what_was_measured_counts_and_the_rest_is_reckoned() -> None:
     small, large = CATALOG[:2]
-    assert (small.memory_bytes, large.memory_bytes) == (738 << 20, 2057 << 20)
+    assert (small.memory_bytes, large.memory_bytes) == (990_000_000, 1_650_000_000)
     reckoned = replace(large, measured_memory=0)
     assert reckoned.memory_bytes == pytest.approx(large.memory_bytes, rel=0.1)
     assert replace(small, measured_memory=0).least_memory_bytes == pytest.approx(small.memory_bytes, rel=0.1)
