@@ -24,7 +24,7 @@ from nexo_lsp.models.catalog import DEFAULT_MODEL, CatalogEntry, size_text
 from nexo_lsp.models.leases import Leases, used_file
 from nexo_lsp.models.record import record_file
 from nexo_lsp.models.transfer import size_of
-from nexo_lsp.models.unpinned import origin_file
+from nexo_lsp.models.unpinned import entry_behind, origin_file, remembered
 from nexo_lsp.models.versions import Versions, short, split_version
 
 log = logging.getLogger("nexo_lsp.models")
@@ -101,7 +101,7 @@ class Cleaning:
         """The files that the settings and the pins ask for."""
         wanted = [split_version(name) for name in keep]
         kept: set[Path] = set()
-        for entry in self._catalog:
+        for entry in self._entries():
             names = {entry.name, entry.file, *(["auto"] if entry.name == DEFAULT_MODEL else [])}
             asked = [version for name, version in wanted if name in names]
             current = self._versions.current(entry)
@@ -111,17 +111,27 @@ class Cleaning:
                     kept.add(version.path)
         return frozenset(kept | self._pinned() | {self._folder / name for name in keep})
 
+    def _entries(self) -> Iterator[CatalogEntry]:
+        """The catalogue's models, and those that are here without standing in it."""
+        yield from (remembered(entry, self._folder) for entry in self._catalog)
+        known = {entry.file for entry in self._catalog}
+        for path in self._folder.glob("*.gguf"):
+            file, _ = split_version(path.name)
+            if file not in known and (entry := entry_behind(path, self._catalog)) is not None:
+                known.add(file)
+                yield entry
+
     def _pinned(self) -> set[Path]:
         choices = self._versions.choices()
         pins = [
             self._versions.find(entry, choices[entry.name].version)
-            for entry in self._catalog
+            for entry in self._entries()
             if entry.name in choices and choices[entry.name].pinned
         ]
         return {version.path for version in pins if version is not None}
 
     def _old_versions(self, kept: frozenset[Path]) -> Iterator[Waste]:
-        for entry in self._catalog:
+        for entry in self._entries():
             current = self._versions.current(entry)
             for version in self._versions.of(entry):
                 if current is None or version.id == current.id or version.path in kept:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from nexo_lsp.errors import ModelError, ModelUnknown
+from nexo_lsp.models.announcing import Announced
 from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.models.transfer import HttpLimits, Report, SourceFailed, append
-from nexo_lsp.models.updates import Announced, hub_announcer, offline, outlook, take
+from nexo_lsp.models.updates import Announce, hub_announcer, offline, outlook, take
 from nexo_lsp.models.versions import short
 
 MakeEntry = Callable[..., CatalogEntry]
@@ -46,8 +47,8 @@ def store_of(tmp_path: Path, make_entry: MakeEntry) -> Callable[[bytes], ModelSt
 StoreOf = Callable[[bytes], ModelStore]
 
 
-def says(data: bytes) -> Callable[[CatalogEntry], Announced]:
-    return lambda _: Announced(len(data), _sha(data))
+def says(data: bytes) -> Announce:
+    return lambda _, _cancel: Announced(len(data), _sha(data))
 
 
 def test_the_catalogues_new_version_is_offered_with_its_cost_and_taken(store_of: StoreOf) -> None:
@@ -165,7 +166,8 @@ def heads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def _announce(hub: Hub, **more: str) -> Callable[[CatalogEntry], Announced]:
-    return hub_announcer({"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", **more})
+    ask = hub_announcer({"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", **more})
+    return lambda entry: ask(entry, threading.Event())
 
 
 PATH = "/org/tiny-GGUF/resolve/main/tiny-coder.gguf"
@@ -180,14 +182,14 @@ def test_the_hub_announces_size_and_digest(heads: Hub, make_entry: MakeEntry, st
         "ETag": '"the answer\'s own"',
         "Location": "https://elsewhere.invalid/bytes",
     }
-    assert _announce(heads)(make_entry()) == Announced(len(NEW), _sha(NEW))
+    assert _announce(heads)(make_entry()) == Announced(len(NEW), _sha(NEW), mark=_sha(NEW))
     assert heads.asked == [(PATH, None)]
 
 
 def test_a_repository_that_was_renamed_is_followed_within_the_hub(heads: Hub, make_entry: MakeEntry) -> None:
     heads.moved = {PATH: "/new/name/resolve/main/tiny-coder.gguf"}
     heads.headers = {"ETag": f'"{_sha(NEW)}"', "Content-Length": str(len(NEW))}
-    assert _announce(heads)(make_entry()) == Announced(len(NEW), _sha(NEW))
+    assert _announce(heads)(make_entry()) == Announced(len(NEW), _sha(NEW), mark=_sha(NEW))
     assert len(heads.asked) == 2
 
 
@@ -195,7 +197,7 @@ def test_the_token_goes_to_the_hub_only(heads: Hub, make_entry: MakeEntry) -> No
     heads.moved = {PATH: "http://localhost:9/elsewhere"}
     announce = hub_announcer({"HF_ENDPOINT": heads.url, "HF_TOKEN": " secret "})
     with pytest.raises(SourceFailed, match="does not say"):
-        announce(make_entry())
+        announce(make_entry(), threading.Event())
     assert heads.asked == [(PATH, "Bearer secret")]
 
 
@@ -205,7 +207,7 @@ def test_the_token_goes_to_the_hub_only(heads: Hub, make_entry: MakeEntry) -> No
         (404, {}, "404 Not Found"),
         (599, {}, "599"),
         (200, {"ETag": '"abc"', "Content-Length": "5"}, "does not say"),
-        (200, {"X-Linked-ETag": f'"{"0" * 64}"', "X-Linked-Size": "many"}, "does not say"),
+        (200, {"X-Linked-ETag": f'"{"0" * 64}"', "X-Linked-Size": "many"}, "how long"),
     ],
 )
 def test_what_says_nothing_is_a_reason(
@@ -224,8 +226,8 @@ def test_a_circle_of_redirects_ends(heads: Hub, make_entry: MakeEntry) -> None:
 
 def test_nobody_there_and_no_network_wanted_are_reasons(heads: Hub, make_entry: MakeEntry) -> None:
     gone = hub_announcer({"HF_ENDPOINT": "http://127.0.0.1:9"}, HttpLimits(connect_s=1, answer_s=1))
-    with pytest.raises(SourceFailed, match="cannot be reached"):
-        gone(make_entry())
+    with pytest.raises(SourceFailed, match="no connection"):
+        gone(make_entry(), threading.Event())
     with pytest.raises(SourceFailed, match="HF_HUB_OFFLINE"):
         _announce(heads, HF_HUB_OFFLINE="1")(make_entry())
     assert heads.asked == []
