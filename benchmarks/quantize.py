@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from nexo_lsp.engines.llama.waiting import Crowd, processors
 from nexo_lsp.errors import NexoError
 from nexo_lsp.folders import folders
 from nexo_lsp.models.store import ModelStore
+
+_WIDTH = 119
 
 
 @dataclass(frozen=True)
@@ -75,18 +78,24 @@ ROWS = TypeAdapter(list[Row])
 def report(model: Path, rows: list[Row], threads: int, machine: str) -> str:
     before = rows[0].reading
     others = [row.others for row in rows]
+    when = (
+        f"{date.today().isoformat()}, {machine}; {threads} thread{'s' if threads > 1 else ''}. Meanwhile "
+        f"other programs used {min(others):.1f} to {max(others):.1f} of {processors()} processors: where that "
+        "is much, times and speeds are no more than hints. Made by `python -m benchmarks.quantize --write`."
+    )
+    what = (
+        f"All are made from {model.name}, which is quantised itself: what it had lost before is not counted "
+        'in the column "loss", and a kind that seems better than it is so by chance. The text has '
+        f"{before.tokens:,} judged tokens. The figure behind a ± is one standard error; that of a loss is "
+        "smaller because both files read the same tokens. Tokens/s: single tokens, the median of twelve. "
+        "Memory: resident, at the end, with a context of 512 tokens."
+    )
     lines = [
         "# The default model in other kinds of quantisation",
         "",
-        f"{date.today().isoformat()}, {machine}; {threads} thread{'s' if threads > 1 else ''}. Meanwhile "
-        f"other programs used {min(others):.1f} to {max(others):.1f} of {processors()} processors, so the "
-        "times and speeds are no more than hints. Made by `python -m benchmarks.quantize --write`.",
+        textwrap.fill(when, _WIDTH),
         "",
-        f"All are made from {model.name}, which is quantised itself: what it had lost before is not counted",
-        'in the column "loss", and no kind can be better than it.',
-        f"The text has {before.tokens:,} judged tokens. The figure behind a ± is one standard error; that of",
-        "a loss is smaller because both files read the same tokens. Tokens/s: single tokens, the median of",
-        "twelve. Memory: resident, at the end, with a context of 512 tokens.",
+        textwrap.fill(what, _WIDTH),
         "",
         "| kind | size, MB | perplexity | loss | tokens/s | memory, MB | written in, s |",
         "|---|---:|---:|---:|---:|---:|---:|",
