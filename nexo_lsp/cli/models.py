@@ -27,6 +27,7 @@ from nexo_lsp.folders import folders
 from nexo_lsp.models.catalog import DEFAULT_MODEL, size_text
 from nexo_lsp.models.progress import ProgressReport, PullProgress
 from nexo_lsp.models.store import InstalledModel, ModelStore, Verdict
+from nexo_lsp.settings import effective
 
 app = typer.Typer(help="Fetch, list, check, remove and shrink model files.", no_args_is_help=True)
 
@@ -39,7 +40,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")
 
 def open_store() -> ModelStore:
     """The models folder of this user."""
-    return ModelStore(folders(os.environ).models, os.environ)
+    where = folders(os.environ)
+    store = ModelStore(where.models, os.environ)
+    store.follow(effective(where.settings_file, os.environ).settings)
+    return store
 
 
 def pull_with_progress_bar(store: ModelStore, name: str, console: Console, *, force: bool = False) -> Path:
@@ -61,29 +65,30 @@ def pull(
 ) -> None:
     """Fetch a model (once; an interrupted download goes on where it stopped)."""
     store = open_store()
-    with _exit_codes(as_json):
+    with failures_told(as_json):
         path = pull_with_progress_bar(store, name, Console(stderr=True), force=force)
         label = _label(store, name)
         if as_json:
-            _print_json({"name": label, "path": str(path), "size": path.stat().st_size})
+            print_json({"name": label, "path": str(path), "size": path.stat().st_size})
         else:
-            _say(f"{label} is ready: {path}")
+            say(f"{label} is ready: {path}")
 
 
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """Show what there is, and what of it is on this machine."""
     store = open_store()
-    here = {model.path.name: model for model in store.installed()}
-    rows = [_row(store, model) for model in here.values()]
+    here = store.installed()
+    known = {model.entry.name for model in here if model.entry is not None}
+    rows = [_row(model) for model in here]
     rows += [
         _entry_row(entry.name, entry.size, entry.license, entry.description)
         for entry in store.catalog
-        if entry.file not in here
+        if entry.name not in known
     ]
     rows.sort(key=lambda row: (not row["installed"], row["size"]))
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     table = Table(box=None, pad_edge=False)
     for title in ("Model", "Size", "Here"):
@@ -94,19 +99,22 @@ def list_models(as_json: AsJson = False) -> None:
         table.add_row(row["name"], size_text(row["size"]), _state(row), what)
     console = Console()
     console.print(table)
-    console.print(f"Folder: {store.folder}", highlight=False, markup=False, soft_wrap=True)
+    lines = [f"Folder: {store.folder}"]
+    lines += [f"{row['name']} came with the program: {row['path']}" for row in rows if row["embedded"]]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
 def remove(name: str, as_json: AsJson = False) -> None:
     """Delete a model, and what was fetched of it in part."""
     store = open_store()
-    with _exit_codes(as_json):
+    with failures_told(as_json):
         freed = store.remove(name)
         if as_json:
-            _print_json({"name": name, "freed": freed})
+            print_json({"name": name, "freed": freed})
         else:
-            _say(f"{name} is removed; {size_text(freed)} are free again.")
+            say(f"{name} is removed; {size_text(freed)} are free again.")
 
 
 @app.command()
@@ -116,24 +124,24 @@ def verify(
 ) -> None:
     """Read model files and compare their SHA-256 with the published one."""
     store = open_store()
-    with _exit_codes(as_json):
+    with failures_told(as_json):
         names = [name] if name else [model.name for model in store.installed() if model.entry is not None]
         verdicts: list[Verdict] = []
         for one in names:
             with pull_bar(Console(stderr=True), one) as report:
                 verdicts.append(_verify(store, one, report))
         if as_json:
-            _print_json([_verdict_row(verdict) for verdict in verdicts])
+            print_json([_verdict_row(verdict) for verdict in verdicts])
         else:
             for verdict in verdicts:
                 mend = f"run `nexo-lsp models pull {verdict.name}` to fetch it again"
-                _say(
+                say(
                     f"{verdict.name} is right."
                     if verdict.ok
                     else f"{verdict.path} {verdict.problem}; {mend}."
                 )
             if not verdicts:
-                _say("There is no model on this machine; `nexo-lsp models pull` fetches the default one.")
+                say("There is no model on this machine; `nexo-lsp models pull` fetches the default one.")
         if not all(verdict.ok for verdict in verdicts):
             raise typer.Exit(ExitCode.FOUND)
 
@@ -200,18 +208,19 @@ def _left(seconds: float | None) -> str:
 
 
 @contextlib.contextmanager
-def _exit_codes(as_json: bool) -> Generator[None, None, None]:
+def failures_told(as_json: bool) -> Generator[None, None, None]:
+    """Turn a `ModelError` into a message (or JSON) and the exit code that stands above."""
     try:
         yield
     except ModelError as error:
         if as_json:
-            _print_json({"error": error.code, "message": str(error)})
+            print_json({"error": error.code, "message": str(error)})
         else:
             Console(stderr=True).print(str(error), highlight=False, markup=False, soft_wrap=True, style="red")
         raise typer.Exit(exit_code(error)) from error
 
 
-def _row(store: ModelStore, model: InstalledModel) -> dict[str, Any]:
+def _row(model: InstalledModel) -> dict[str, Any]:
     entry = model.entry
     row = _entry_row(
         model.name, model.size, entry.license if entry else "", entry.description if entry else ""
@@ -221,7 +230,8 @@ def _row(store: ModelStore, model: InstalledModel) -> dict[str, Any]:
         "installed": True,
         "verified": model.verified,
         "problem": model.problem,
-        "path": str(store.folder / model.path.name),
+        "path": str(model.path.absolute()),
+        "embedded": model.embedded,
     }
 
 
@@ -234,6 +244,7 @@ def _entry_row(name: str, size: int, license_: str, description: str) -> dict[st
         "verified": False,
         "problem": "",
         "path": None,
+        "embedded": "",
         "license": license_,
         "description": description,
     }
@@ -242,6 +253,8 @@ def _entry_row(name: str, size: int, license_: str, description: str) -> dict[st
 def _state(row: dict[str, Any]) -> str:
     if row["problem"]:
         return "damaged"
+    if row["embedded"]:
+        return "embedded"
     return "verified" if row["verified"] else "yes" if row["installed"] else "no"
 
 
@@ -256,9 +269,11 @@ def _verdict_row(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _print_json(data: object) -> None:
+def print_json(data: object) -> None:
+    """Data for machines, on stdout."""
     typer.echo(json.dumps(data, indent=2))
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """One line for people, on stdout, as it is."""
     Console().print(text, highlight=False, markup=False, soft_wrap=True)
