@@ -80,8 +80,8 @@ def report(model: Path, rows: list[Row], threads: int, machine: str) -> str:
     others = [row.others for row in rows]
     when = (
         f"{date.today().isoformat()}, {machine}; {threads} thread{'s' if threads > 1 else ''}. Meanwhile "
-        f"other programs used {min(others):.1f} to {max(others):.1f} of {processors()} processors: where "
-        "that is much, times and speeds are no more than hints. Made by `python -m benchmarks.quantize --write`."
+        f"other programs used {min(others):.1f} to {max(others):.1f} of {processors()} processors; where "
+        "that is much, times and speeds are hints only. Made by `python -m benchmarks.quantize --write`."
     )
     what = (
         f"All are made from {model.name}, which is quantised itself: what it had lost before is not counted "
