@@ -84,7 +84,7 @@ class EngineRoom:
         self._looked_for_gpus = False
         self._words: dict[str, InfillWords] = {}
         self.environment = replace(environment, gpus=known_gpus(folders.state) or environment.gpus)
-        self.supply = ModelSupply(lambda: self.store, host, offload, settings)
+        self.supply = ModelSupply(lambda: self.store, host, offload, settings, lambda: self._trusted)
         self.engines = Engines(hooks.keep, hooks.on_status, hooks.notice)
         self.client_port = ClientPort()
         """Where the editor's own engine is plugged in, if it has one."""
@@ -172,6 +172,8 @@ class EngineRoom:
         if provider is not None and provider.name == "client-hosted":
             announced = self.client_port.announced
             return announced.model if announced is not None else None
+        if provider is not None and provider.name == "remote":
+            return self._settings().remote.model or None
         if provider is None or provider.name in _NO_MODEL_FILE:
             return None
         return self._models[operation].reference
@@ -210,7 +212,9 @@ class EngineRoom:
         """What identifies engine and model in the keys of cached answers."""
         provider = self.selection(operation).provider
         name = provider.name if provider is not None else "none"
-        return f"{name}:{self.model_name(operation) or ''}"
+        # Servers elsewhere have models of their own under the same name.
+        where = f"{' '.join(self._settings().remote.endpoints)}:" if name == "remote" else ""
+        return f"{name}:{where}{self.model_name(operation) or ''}"
 
     def status(self, operation: Operation) -> EngineStatus:
         """How the engine of an operation is; one that was not needed yet is idle."""
