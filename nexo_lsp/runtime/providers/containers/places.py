@@ -191,7 +191,7 @@ def _socket_problem(path: Path) -> str:
 def permission_hint(path: Path) -> str:
     """How to get permission for a socket."""
     group = "docker"
-    with contextlib.suppress(OSError, KeyError, ValueError):
+    with contextlib.suppress(OSError, KeyError, NotImplementedError):
         group = path.group()
     if group == "root":
         return "only root may use it: run Docker or Podman without root (rootless mode)"
