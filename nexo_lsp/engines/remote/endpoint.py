@@ -72,8 +72,8 @@ class Address:
             raise SettingsError(f"nexo.remote.endpoints: {_shown(url)} is not a web address.") from error
         if parsed.userinfo:
             raise SettingsError(
-                f"nexo.remote.endpoints: the address of {parsed.host} has a user or a password inside; take it "
-                "out. Keys come from the variable NEXO_REMOTE_API_KEY or from `nexo-lsp remote login`."
+                f"nexo.remote.endpoints: the address of {parsed.host} has a user or a password inside; take "
+                "it out. Keys come from the variable NEXO_REMOTE_API_KEY or from `nexo-lsp remote login`."
             )
         if parsed.scheme not in {"http", "https"} or not parsed.host:
             raise SettingsError(
@@ -81,7 +81,8 @@ class Address:
             )
         if parsed.query or parsed.fragment:
             raise SettingsError(
-                f"nexo.remote.endpoints: the address of {parsed.host} has a `?` or a `#`; write the part before."
+                f"nexo.remote.endpoints: the address of {parsed.host} has a `?` or a `#`; leave out what "
+                "follows."
             )
         path = parsed.path.rstrip("/")
         origin = f"{parsed.scheme}://{parsed.netloc.decode('ascii')}"
