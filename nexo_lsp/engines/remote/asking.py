@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nexo_lsp.engines.remote.dialect import Dialect, InfillWay, PrefillWay, SchemaWay, template_for
+from nexo_lsp.engines.remote.dialect import (
+    Dialect,
+    InfillWay,
+    PrefillWay,
+    SchemaWay,
+    knows_gaps,
+    template_for,
+)
 from nexo_lsp.generation import ChatPrompt, InfillPrompt, InfillTemplate, Request, Role
 
 _BEGIN = "Begin your answer with exactly the following text, and go on from where it ends:\n"
@@ -26,9 +33,11 @@ class Manner:
     """Without what only some know: seed, usage, and `max_tokens` under its newer name."""
 
     @staticmethod
-    def first(dialect: Dialect) -> Manner:
+    def first(dialect: Dialect, model: str) -> Manner:
         """The ways that are tried first."""
-        return Manner(dialect.schema[0], dialect.prefill[0], dialect.infill[0])
+        infill = dialect.infill[0]
+        hopeless = infill is InfillWay.TEMPLATE and not knows_gaps(model)
+        return Manner(dialect.schema[0], dialect.prefill[0], None if hopeless else infill)
 
     def weaker(self, dialect: Dialect, request: Request) -> Manner | None:
         """What to try when a server did not take `request` in this manner; None: there is no other."""

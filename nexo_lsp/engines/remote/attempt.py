@@ -39,12 +39,12 @@ async def attempt(
 ) -> AsyncGenerator[Piece, None]:
     """Ask `server`, in the ways that it takes. Raises `Failed` and `OutOfTime`."""
     facts = await patience.wait(server.learn())
-    begun = manner = server.manner or Manner.first(facts.dialect)
+    begun = manner = server.manner or Manner.first(facts.dialect, facts.model)
     first: Failed | None = None
     while True:
         asked = _asked(request, manner, facts)
         if asked is None:
-            _remember(server, begun, manner)
+            _remember(server, begun, replace(manner, infill=None))
             raise _no_infill(server, facts)
         shown = False
         try:

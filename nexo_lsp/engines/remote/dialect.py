@@ -188,5 +188,10 @@ def template_for(model: str, asked: InfillTemplate) -> InfillTemplate | None:
     return None
 
 
+def knows_gaps(model: str) -> bool:
+    """Whether the model is of a family whose tokens for fill-in-the-middle are known."""
+    return any(pattern.search(model) for pattern, _ in _FAMILIES)
+
+
 def _tokens(template: InfillTemplate) -> set[str]:
     return {part for part in template.parts if part not in {"{prefix}", "{suffix}"}}

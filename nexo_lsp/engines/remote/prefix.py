@@ -86,12 +86,9 @@ class Verbatim:
         if self._decided:
             return text
         self._held += text
-        if self._held.startswith(self._prefix):
-            self._decided = True
-            return self._held[len(self._prefix) :]
-        if self._prefix.startswith(self._held):
+        if self._prefix.startswith(self._held) and self._held != self._prefix:
             return ""
-        return self.finish()
+        return self.finish().removeprefix(self._prefix)
 
     def finish(self) -> str:
         """What was held back."""
@@ -152,8 +149,13 @@ class Loose:
         return any(tail.startswith(said) or said == tail for said in dense for tail in self._tails)
 
     def _starts(self) -> list[int]:
-        at = self._held.find(FENCE)
-        return [0] if at <= 0 else [0, at]
+        """Where the repetition may begin: at the answer, at its block of code, and inside that, since the block
+        may be said to be of another language."""
+        fence = self._held.find(FENCE)
+        if fence < 0:
+            return [0]
+        line = self._held.find("\n", fence)
+        return [0, fence] if line < 0 else [0, fence, line + 1]
 
 
 def _dense(text: str) -> str:

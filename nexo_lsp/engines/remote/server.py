@@ -102,7 +102,7 @@ class Server:
         async with self._learning:
             if self.facts is None:
                 self.facts = await self._learn()
-                self.manner = Manner.first(self.facts.dialect)
+                self.manner = Manner.first(self.facts.dialect, self.facts.model)
                 _log.info("%s is %s with %s", self.address.host, self.facts.kind, self.facts.model or "?")
             return self.facts
 
