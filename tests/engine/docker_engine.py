@@ -19,6 +19,9 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from nexo_lsp.errors import EngineUnavailable
+from nexo_lsp.runtime.providers.containers.daemon import Daemon
+
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 """Where administrators' programs are, whatever the user's shell says."""
 
@@ -86,19 +89,17 @@ def docker_engine() -> Iterator[str]:
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    import docker
-    import docker.errors
-
     deadline = time.monotonic() + _STARTED_S
+    daemon = Daemon(url)
     while True:
         try:
-            client = docker.DockerClient(base_url=url)
-        except docker.errors.DockerException:
+            daemon.facts()
+        except EngineUnavailable:
             assert process.poll() is None, f"dockerd ended: {log.read_text()[-3000:]}"
             assert time.monotonic() < deadline, f"dockerd does not answer: {log.read_text()[-3000:]}"
             time.sleep(0.1)
         else:
-            client.close()
+            daemon.close()
             return
 
 

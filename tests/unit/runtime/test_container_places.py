@@ -77,7 +77,9 @@ def test_the_context_of_the_docker_command_comes_first(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"currentContext": "colima"}')
     meta = tmp_path / "contexts" / "meta" / hashlib.sha256(b"colima").hexdigest() / "meta.json"
     meta.parent.mkdir(parents=True)
-    meta.write_text(json.dumps({"Name": "colima", "Endpoints": {"docker": {"Host": "unix:///c/docker.sock"}}}))
+    meta.write_text(
+        json.dumps({"Name": "colima", "Endpoints": {"docker": {"Host": "unix:///c/docker.sock"}}})
+    )
     environ = {"DOCKER_CONFIG": str(tmp_path)}
     both = only("unix:///c/docker.sock", "unix:///var/run/docker.sock")
     search = find("", environ, Platform.MACOS, look=both)
@@ -93,7 +95,9 @@ def test_the_context_of_the_docker_command_comes_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[]", '{"currentContext": 3}', "no json", '{"currentContext": "gone"}'])
 def test_a_broken_configuration_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    search = find("", {"DOCKER_CONFIG": str(tmp_path)}, Platform.LINUX, look=only("unix:///var/run/docker.sock"))
+    search = find(
+        "", {"DOCKER_CONFIG": str(tmp_path)}, Platform.LINUX, look=only("unix:///var/run/docker.sock")
+    )
     assert search.tried == ()
 
 
@@ -123,7 +127,9 @@ def test_a_socket_is_looked_at_and_not_connected_to(listening: Path, folder: Pat
     assert problem(f"unix://{folder}/file") == "is no socket"
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user"
+)
 def test_a_socket_that_is_not_for_us(listening: Path, folder: Path) -> None:
     folder.chmod(0o755)
     listening.chmod(0o660)

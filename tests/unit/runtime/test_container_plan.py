@@ -22,7 +22,9 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def made(plan: Plan, facts: Facts = FACTS, user: str | None = "1000:1000", cores: int = 4) -> dict[str, object]:
+def made(
+    plan: Plan, facts: Facts = FACTS, user: str | None = "1000:1000", cores: int = 4
+) -> dict[str, object]:
     return creation(plan, facts, cores=cores, user=user)
 
 

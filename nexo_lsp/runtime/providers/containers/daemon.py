@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import socket
 import threading
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
@@ -201,6 +202,7 @@ class Daemon:
             if self._client is None:
                 if not is_installed():
                     raise EngineUnavailable(f"{INSTALL_HINT}.")
+                self._knock()
                 docker: Any = importlib.import_module("docker")
                 self._client = docker.DockerClient(base_url=self.url, timeout=_TIMEOUT_S)
             return self._client
@@ -216,22 +218,30 @@ class Daemon:
             words = str(error.explanation or error).strip().rstrip(".")
             raise EngineUnavailable(f"{self._who} could not {doing}: {words}.") from error
         except (errors.DockerException, requests.RequestException) as error:
-            raise self._unreachable(doing, error) from error
+            raise EngineUnavailable(f"{self._who} could not {doing}: {error}.") from error
 
     @property
     def _who(self) -> str:
         return f"Docker or Podman at {self.url}"
 
-    def _unreachable(self, doing: str, error: BaseException) -> EngineUnavailable:
-        for cause in _causes(error):
-            if isinstance(cause, PermissionError):
-                hint = permission_hint(Path(urlsplit(self.url).path))
-                return EngineUnavailable(f"{self._who} may not be used by you: {hint}.")
-            if isinstance(cause, ConnectionRefusedError | FileNotFoundError):
-                return EngineUnavailable(f"{self._who} is not running. {START_HINT}")
-            if isinstance(cause, TimeoutError):
-                return EngineUnavailable(f"{self._who} took longer than {_TIMEOUT_S} s to {doing}.")
-        return EngineUnavailable(f"{self._who} could not {doing}: {error}.")
+    def _knock(self) -> None:
+        """Connect to a socket once, before the SDK does: what is wrong is told by the system's own errors."""
+        parts = urlsplit(self.url)
+        if parts.scheme != "unix":
+            return
+        path = Path(parts.netloc + parts.path)
+        try:
+            with socket.socket(socket.AF_UNIX) as knocking:
+                knocking.settimeout(_TIMEOUT_S)
+                knocking.connect(str(path))
+        except PermissionError as error:
+            raise EngineUnavailable(
+                f"{self._who} may not be used by you: {permission_hint(path)}."
+            ) from error
+        except (ConnectionRefusedError, FileNotFoundError) as error:
+            raise EngineUnavailable(f"{self._who} is not running. {START_HINT}") from error
+        except OSError as error:
+            raise EngineUnavailable(f"{self._who} cannot be reached: {error}.") from error
 
 
 def ended(state: State, image: str, *, starting: bool) -> EngineError:
@@ -250,19 +260,6 @@ def _sdk_errors() -> Any:
     if not is_installed():
         raise EngineUnavailable(f"{INSTALL_HINT}.")
     return importlib.import_module("docker.errors")
-
-
-def _causes(error: BaseException) -> Generator[BaseException]:
-    """An error, and what was below it: in its chain, and among its arguments, where `requests` keeps it."""
-    seen: set[int] = set()
-    todo: list[BaseException] = [error]
-    while todo:
-        cause = todo.pop()
-        if id(cause) in seen:
-            continue
-        seen.add(id(cause))
-        yield cause
-        todo += [below for below in (cause.__cause__, cause.__context__) if below is not None]
 
 
 def _name_and_tag(image: str) -> tuple[str, str | None]:
