@@ -64,6 +64,12 @@ def _models(app: typer.Typer) -> None:
     app.add_typer(models, name="models")
 
 
+def _docker(app: typer.Typer) -> None:
+    from nexo_lsp.cli.docker import app as docker
+
+    app.add_typer(docker, name="docker")
+
+
 def _doctor(app: typer.Typer) -> None:
     from nexo_lsp.cli.doctor import doctor
 
@@ -81,6 +87,7 @@ _COMMANDS: Mapping[str, Callable[[typer.Typer], None]] = {
     "serve": _serve,
     "review": _review,
     "models": _models,
+    "docker": _docker,
     "doctor": _doctor,
     "config": _config,
 }

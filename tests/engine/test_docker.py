@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -17,8 +18,11 @@ from typing import Any
 import psutil
 import pytest
 import pytest_asyncio
+from typer.testing import CliRunner
 
 from benchmarks.engine.llama_server import find as find_llama_server
+from nexo_lsp.cli.container_checks import containers
+from nexo_lsp.cli.program import build
 from nexo_lsp.engines.engine import Engine
 from nexo_lsp.errors import EngineClosed, EngineCrashed, EngineLoadFailed, EngineUnavailable
 from nexo_lsp.generation import EngineState, EngineStatus, FinishReason, InfillPrompt, Request
@@ -26,7 +30,7 @@ from nexo_lsp.runtime.environment import Platform
 from nexo_lsp.runtime.providers.containers.daemon import Daemon
 from nexo_lsp.runtime.providers.containers.owners import Owner, labels
 from nexo_lsp.runtime.providers.docker import DockerProvider
-from nexo_lsp.settings import DockerSettings, EngineSettings
+from nexo_lsp.settings import DockerSettings, EngineSettings, Settings
 
 from ..conftest import IN_CI
 from .docker_engine import docker_engine, import_image, missing, write_llama_server_image, write_python_image
@@ -36,6 +40,8 @@ from .test_real_model import QWEN
 pytestmark = pytest.mark.docker
 
 PYTHON_IMAGE, NATIVE_IMAGE = "nexo-test-python", "nexo-test-llama-server"
+PYTHON = str(Path(sys._base_executable).resolve())
+"""The interpreter inside the image."""
 USED = "NEXO_TEST_DOCKER"
 """Names the socket of an engine to be used instead of one that is started, for example Podman's."""
 
@@ -172,7 +178,7 @@ async def test_it_is_closed_in_on_all_sides(
     assert listening == ["127.0.0.1"]
 
     def inside(program: str) -> tuple[int, str]:
-        code, output = container.exec_run([str(Path(sys._base_executable).resolve()), "-c", program])
+        code, output = container.exec_run([PYTHON, "-c", program])
         return code, output.decode()
 
     model = f"/models/{model_path.name}"
@@ -267,18 +273,20 @@ async def test_a_server_that_is_cancelled_while_it_starts(
     assert ours(docker_client) == []
 
 
+@pytest.mark.parametrize("by", ["the first use", "the command"])
 async def test_what_dead_owners_left_is_removed_and_nothing_else(
-    make: Make, python_image: str, docker_client: Any
+    by: str, make: Make, python_image: str, docker_client: Any, docker_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     me = Owner.this()
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+    waiting = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(waiting, stdin=subprocess.PIPE) as process:  # noqa: ASYNC220 -- a short one
         owner = replace(me, pid=process.pid, started=psutil.Process(process.pid).create_time())
         living = replace(owner, pid=os.getppid(), started=psutil.Process(os.getppid()).create_time())
         somebody = replace(owner, user="somebody else")
         made = {
             name: docker_client.containers.run(
                 python_image,
-                entrypoint=[str(Path(sys._base_executable).resolve()), "-c", "import time; time.sleep(600)"],
+                entrypoint=[PYTHON, "-c", "import time; time.sleep(600)"],
                 name=f"nexo-test-{name}",
                 labels=labels(whose, "coder", None),
                 network_mode="none",
@@ -290,9 +298,19 @@ async def test_what_dead_owners_left_is_removed_and_nothing_else(
         other = docker_client.networks.create("nexo-test-living", labels=labels(living, "coder", None))
         # The owner dies here.
     try:
-        engine = make(python_image)
-        await collect(engine.stream(chat("hello", max_tokens=2)))
-        await engine.close()
+        settings = Settings(docker=DockerSettings(enabled=True, image=python_image, socket=docker_url))
+        checks = {check.name: check for check in await asyncio.to_thread(list, containers(settings, {}))}
+        assert checks["image"].state == "ok"
+        assert "nexo-test-dead" in checks["containers"].value
+        assert "nexo-test-living" not in checks["containers"].value
+        if by == "the command":
+            monkeypatch.setenv("NEXO_DOCKER_SOCKET", docker_url)
+            result = await asyncio.to_thread(CliRunner().invoke, build(["docker"]), ["docker", "prune"])
+            assert result.output == "removed nexo-test-dead\n"
+        else:
+            engine = make(python_image)
+            await collect(engine.stream(chat("hello", max_tokens=2)))
+            await engine.close()
         left = {container.name for container in ours(docker_client)}
         assert left == {"nexo-test-living", "nexo-test-foreign"}
         assert network.id not in {found.id for found in our_networks(docker_client)}
@@ -316,14 +334,12 @@ async def test_an_image_that_is_not_here(make: Make, docker_url: str) -> None:
     assert "fetching the image localhost:1/nobody/nothing:1" in told
 
 
-async def test_no_engine(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(EngineUnavailable, match="nothing is there.*Start Docker"):
+async def test_no_engine(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineUnavailable, match=r"nothing is there.*Start Docker"):
         await collect(make("x", socket=f"unix://{tmp_path}/docker.sock").stream(chat()))
     # The file of one that ended stays.
-    import socket
-
+    monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as gone:
-        os.chdir(tmp_path)
         gone.bind("docker.sock")
     with pytest.raises(EngineUnavailable, match="is not running"):
         await collect(make("x", socket=f"unix://{tmp_path}/docker.sock").stream(chat()))

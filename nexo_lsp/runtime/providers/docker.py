@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nexo_lsp.engines.engine import Engine
@@ -11,7 +11,7 @@ from nexo_lsp.generation import Capabilities, EngineStatus
 from nexo_lsp.runtime.environment import Platform
 from nexo_lsp.runtime.providers.containers.daemon import INSTALL_HINT, is_installed
 from nexo_lsp.runtime.providers.containers.engine import NAME, ContainerEngine
-from nexo_lsp.runtime.providers.containers.places import find
+from nexo_lsp.runtime.providers.containers.places import find, this_platform
 from nexo_lsp.runtime.providers.containers.server import ContainerOptions, Containers
 from nexo_lsp.runtime.providers.provider import Availability, Traits
 from nexo_lsp.settings import DockerSettings, EngineSettings
@@ -30,7 +30,7 @@ class DockerProvider:
     engine_settings: EngineSettings
     model: Callable[[], Awaitable[Path]]
     environ: Mapping[str, str]
-    platform: Platform = Platform.LINUX
+    platform: Platform = field(default_factory=this_platform)
     installed: Callable[[], bool] = is_installed
     name: str = NAME
 

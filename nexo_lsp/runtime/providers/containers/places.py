@@ -8,6 +8,7 @@ import ipaddress
 import json
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,11 @@ class Search:
     def why_not(self) -> str:
         """What was tried, and what to do, for people."""
         return f"neither Docker nor Podman can be used: {'; '.join(self.tried)}. {START_HINT}"
+
+
+def this_platform() -> Platform:
+    """That of this Python, as far as the usual places depend on it."""
+    return {"darwin": Platform.MACOS, "win32": Platform.WINDOWS}.get(sys.platform, Platform.LINUX)
 
 
 def find(

@@ -18,7 +18,7 @@ from nexo_lsp.offload import Offload, in_thread
 from nexo_lsp.runtime.environment import Platform
 from nexo_lsp.runtime.providers.containers.daemon import Daemon, ended
 from nexo_lsp.runtime.providers.containers.owners import Owner, labels
-from nexo_lsp.runtime.providers.containers.places import find
+from nexo_lsp.runtime.providers.containers.places import find, this_platform
 from nexo_lsp.runtime.providers.containers.plan import Facts, Plan
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Containers:
         `EngineUnavailable` (no Docker, no image) and `EngineLoadFailed` (the server ends, or is not ready in
         time).
         """
-        daemon = await self._offload(self.daemon)
+        daemon = await self._offload(lambda: open_daemon(self._options.socket, self._environ, self._platform))
         try:
             return await self._start_at(daemon, model, tell)
         except BaseException:
@@ -153,13 +153,6 @@ class Containers:
             labels=labels(Owner.this(), model.stem, read_record(model)),
         )
 
-    def daemon(self) -> Daemon:
-        """Docker or Podman, wherever it listens (blocks). Raises `EngineUnavailable`."""
-        search = find(self._options.socket, self._environ, self._platform)
-        if search.place is None:
-            raise EngineUnavailable(f"No container can be started: {search.why_not}")
-        return Daemon(search.place.url)
-
     async def _have_image(self, daemon: Daemon, tell: Tell) -> None:
         image = self._options.image
         if await self._offload(lambda: daemon.has_image(image)):
@@ -197,6 +190,17 @@ class Containers:
                 f"The server in the container of {server.image} was not ready after {limit:.0f} s; set "
                 "nexo.model to a smaller model, or nexo.docker.image to an image of a llama.cpp server."
             ) from None
+
+
+def open_daemon(socket: str, environ: Mapping[str, str], platform: Platform | None = None) -> Daemon:
+    """Docker or Podman, wherever it listens; not asked anything yet. Raises `EngineUnavailable`.
+
+    `socket` is the setting; empty looks in the usual places of `platform` (that of this Python unless named).
+    """
+    search = find(socket, environ, platform or this_platform())
+    if search.place is None:
+        raise EngineUnavailable(f"No container can be started: {search.why_not}")
+    return Daemon(search.place.url)
 
 
 def tidy(daemon: Daemon) -> list[str]:
