@@ -76,6 +76,12 @@ def _doctor(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
+def _remote(app: typer.Typer) -> None:
+    from nexo_lsp.cli.remote import app as remote
+
+    app.add_typer(remote, name="remote")
+
+
 def _config(app: typer.Typer) -> None:
     from nexo_lsp.cli.config import config
 
@@ -89,5 +95,6 @@ _COMMANDS: Mapping[str, Callable[[typer.Typer], None]] = {
     "models": _models,
     "docker": _docker,
     "doctor": _doctor,
+    "remote": _remote,
     "config": _config,
 }

@@ -298,7 +298,10 @@ def test_what_only_begins_like_the_beginning_is_kept() -> None:
     assert fed(Unfenced(), ["  {", "}"]) == "{}"
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\r\n"), min_size=1), max_size=4), st.data())
+@given(
+    st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), min_size=1), max_size=4),
+    st.data(),
+)
 def test_events_do_not_depend_on_where_they_are_cut(texts: list[str], data: st.DataObject) -> None:
     end = data.draw(st.sampled_from(["\n", "\r\n", "\r"]))
     stream = "".join(f": c{end}data: {text}{end}{end}" for text in texts).encode()

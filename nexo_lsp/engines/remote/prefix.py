@@ -149,8 +149,8 @@ class Loose:
         return any(tail.startswith(said) or said == tail for said in dense for tail in self._tails)
 
     def _starts(self) -> list[int]:
-        """Where the repetition may begin: at the answer, at its block of code, and inside that, since the block
-        may be said to be of another language."""
+        """Where the repetition may begin: at the answer, at its block of code, and inside that, since
+        the block may be said to be of another language."""
         fence = self._held.find(FENCE)
         if fence < 0:
             return [0]
