@@ -36,6 +36,7 @@ from ..conftest import IN_CI
 from .docker_engine import docker_engine, import_image, missing, write_llama_server_image, write_python_image
 from .requests import chat, collect, saying
 from .test_real_model import QWEN
+from .tiny_registry import registry
 
 pytestmark = pytest.mark.docker
 
@@ -275,7 +276,12 @@ async def test_a_server_that_is_cancelled_while_it_starts(
 
 @pytest.mark.parametrize("by", ["the first use", "the command"])
 async def test_what_dead_owners_left_is_removed_and_nothing_else(
-    by: str, make: Make, python_image: str, docker_client: Any, docker_url: str, monkeypatch: pytest.MonkeyPatch
+    by: str,
+    make: Make,
+    python_image: str,
+    docker_client: Any,
+    docker_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     me = Owner.this()
     waiting = [sys.executable, "-c", "input()"]
@@ -332,6 +338,28 @@ async def test_an_image_that_is_not_here(make: Make, docker_url: str) -> None:
     with pytest.raises(EngineUnavailable, match="fetch the image localhost:1/nobody/nothing:1"):
         await collect(engine.stream(chat()))
     assert "fetching the image localhost:1/nobody/nothing:1" in told
+
+
+async def test_an_image_is_fetched_where_that_is_allowed(make: Make, docker_client: Any) -> None:
+    percents: list[int] = []
+    half = asyncio.Event()
+
+    def heard(status: EngineStatus) -> None:
+        if (match := re.search(r"fetching the image .*: (\d+) %$", status.detail)) is not None:
+            percents.append(int(match[1]))
+            half.set()
+
+    with registry() as (name, go_on):
+        asking = asyncio.ensure_future(collect(make(name, heard, pull=True).stream(chat())))
+        async with asyncio.timeout(60):
+            await half.wait()
+        go_on.set()
+        # It is no image of a server, but it is here now.
+        with pytest.raises(EngineUnavailable, match="could not start the image"):
+            await asking
+    assert docker_client.images.get(name)
+    assert 0 < percents[0] <= 50
+    docker_client.images.remove(name)
 
 
 async def test_no_engine(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from nexo_lsp.runtime.providers.containers.owners import Owner, is_orphan, labels
-from nexo_lsp.runtime.providers.containers.plan import Facts, Plan, creation, model_files, network
+from nexo_lsp.runtime.providers.containers.plan import Facts, Plan, creation, memory_for, model_files, network
 
 FACTS = Facts("Docker Engine 27.0", cpus=8, memory_bytes=16 << 30, init=True)
 
@@ -46,11 +46,10 @@ def test_it_may_do_nothing_but_answer(model: Path) -> None:
 
 
 def test_limits_follow_from_the_settings_and_from_what_there_is(model: Path) -> None:
-    options = made(Plan("i", model))
+    options = made(Plan("i", model, memory_bytes=memory_for(model)))
     assert options["mem_limit"] == options["memswap_limit"] == 5000 + (2 << 30)
     assert options["nano_cpus"] == 4_000_000_000
-    options = made(Plan("i", model, threads=6, memory_limit_mb=700))
-    assert options["mem_limit"] == 700 << 20
+    options = made(Plan("i", model, threads=6))
     assert options["command"][options["command"].index("-t") + 1] == "6"
     # Docker Desktop's machine may have fewer processors than the one around it.
     assert made(Plan("i", model, threads=6), replace(FACTS, cpus=2))["nano_cpus"] == 2_000_000_000

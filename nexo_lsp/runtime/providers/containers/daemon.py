@@ -104,7 +104,8 @@ class Daemon:
                 if line.get("error"):
                     raise EngineUnavailable(f"The image {image} could not be fetched: {line['error']}.")
                 detail: dict[str, Any] = line.get("progressDetail") or {}
-                if line.get("id") and detail.get("total"):
+                # Its unpacking is counted from the beginning again, and takes little.
+                if line.get("status") == "Downloading" and detail.get("total"):
                     layers[line["id"]] = (int(detail.get("current") or 0), int(detail["total"]))
                     done, total = (sum(sizes) for sizes in zip(*layers.values(), strict=True))
                     progress(f"fetching the image {image}: {done * 100 // total} %")
@@ -112,19 +113,14 @@ class Daemon:
     def start(self, plan: Plan, facts: Facts) -> str:
         """Start a server with a network of its own; the answer is the container's number.
 
-        Nothing is left of it when that fails.
+        When that fails, parts of it may be there: `remove` takes them away.
         """
         cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
         with self._mapped(f"start the image {plan.image}"):
             client = self._sdk()
-            try:
-                client.networks.create(**network(plan))
-                container = client.containers.create(**creation(plan, facts, cores=cores, user=own_user()))
-                container.start()
-            except BaseException:
-                with contextlib.suppress(EngineError):
-                    self.remove(plan.name)
-                raise
+            client.networks.create(**network(plan))
+            container = client.containers.create(**creation(plan, facts, cores=cores, user=own_user()))
+            container.start()
             return str(container.id)
 
     def port(self, container: str) -> int | None:

@@ -50,8 +50,8 @@ class Plan:
     context_tokens: int = 8192
     threads: int = 0
     """0 is what the machine has."""
-    memory_limit_mb: int = 0
-    """0 follows from the model's size."""
+    memory_bytes: int = 0
+    """What the container may take; a server that grows beyond that is ended and not the editor."""
     gpus: bool = False
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     name: str = field(default_factory=lambda: f"nexo-lsp-{secrets.token_hex(6)}")
@@ -63,12 +63,6 @@ class Plan:
         """Compute threads on a machine with `cores` physical cores, of which the container may have fewer."""
         return max(1, min(self.threads or cores, facts.cpus))
 
-    def memory_bytes(self) -> int:
-        """What the container may take; a server that grows beyond that is ended and not the editor."""
-        if self.memory_limit_mb:
-            return self.memory_limit_mb << 20
-        return round(_FACTOR * sum(file.stat().st_size for file in model_files(self.model))) + _EXTRA_BYTES
-
 
 def model_files(model: Path) -> tuple[Path, ...]:
     """The files of a model: one, or all parts of one that was split."""
@@ -78,6 +72,11 @@ def model_files(model: Path) -> tuple[Path, ...]:
     stem = model.name[: match.start()]
     count = int(match[1])
     return tuple(model.with_name(f"{stem}-{part:05}-of-{match[1]}.gguf") for part in range(1, count + 1))
+
+
+def memory_for(model: Path) -> int:
+    """What a server of `model` may take if nobody says. Raises `OSError` where the file is not there."""
+    return round(_FACTOR * sum(file.stat().st_size for file in model_files(model))) + _EXTRA_BYTES
 
 
 def creation(plan: Plan, facts: Facts, *, cores: int, user: str | None) -> dict[str, Any]:
@@ -114,8 +113,8 @@ def creation(plan: Plan, facts: Facts, *, cores: int, user: str | None) -> dict[
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges", *(["label=disable"] if facts.selinux else [])],
         "pids_limit": _MOST_PROCESSES,
-        "mem_limit": plan.memory_bytes(),
-        "memswap_limit": plan.memory_bytes(),
+        "mem_limit": plan.memory_bytes,
+        "memswap_limit": plan.memory_bytes,
         "nano_cpus": threads * 1_000_000_000,
         "cpu_shares": _SHARES,
         "init": facts.init,

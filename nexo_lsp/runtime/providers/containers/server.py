@@ -19,7 +19,7 @@ from nexo_lsp.runtime.environment import Platform
 from nexo_lsp.runtime.providers.containers.daemon import Daemon, ended
 from nexo_lsp.runtime.providers.containers.owners import Owner, labels
 from nexo_lsp.runtime.providers.containers.places import find, this_platform
-from nexo_lsp.runtime.providers.containers.plan import Facts, Plan
+from nexo_lsp.runtime.providers.containers.plan import Facts, Plan, memory_for
 
 if TYPE_CHECKING:
     import httpx
@@ -61,7 +61,7 @@ class ContainerServer:
         self.name = plan.name
         self.image = plan.image
         self.host = facts.name
-        self.memory_limit_bytes = plan.memory_bytes()
+        self.memory_limit_bytes = plan.memory_bytes
         self._daemon = daemon
         self._container = container
         self._offload = offload
@@ -143,12 +143,16 @@ class Containers:
 
     def _plan(self, model: Path) -> Plan:
         options = self._options
+        try:
+            memory = options.memory_limit_mb << 20 or memory_for(model)
+        except OSError as error:
+            raise EngineLoadFailed(f"The model {model} cannot be read: {error.strerror}.") from error
         return Plan(
             image=options.image,
             model=model.resolve(),
             context_tokens=options.context_tokens,
             threads=options.threads,
-            memory_limit_mb=options.memory_limit_mb,
+            memory_bytes=memory,
             gpus=options.gpus,
             labels=labels(Owner.this(), model.stem, read_record(model)),
         )
