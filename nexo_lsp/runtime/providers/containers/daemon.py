@@ -24,7 +24,6 @@ INSTALL_HINT = 'the Docker SDK is not installed; run: pip install "nexo-lsp[dock
 
 _TIMEOUT_S = 60
 _LAST_LINES = 8
-_NOT_FOUND, _CONFLICT = 404, 409
 
 
 def is_installed() -> bool:

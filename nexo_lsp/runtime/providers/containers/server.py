@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from nexo_lsp.errors import EngineClosed, EngineError, EngineLoadFailed, EngineUnavailable
+from nexo_lsp.errors import EngineError, EngineLoadFailed, EngineUnavailable
 from nexo_lsp.models.record import read_record
 from nexo_lsp.offload import Offload, in_thread
 from nexo_lsp.runtime.environment import Platform
@@ -79,12 +79,8 @@ class ContainerServer:
         """End and remove the container; one that cannot be removed now is an orphan later."""
 
         def remove() -> None:
-            try:
-                self._daemon.remove(self.name)
-            except EngineError as error:
-                _log.warning("container %s stays behind: %s", self.name, error)
-            finally:
-                self._daemon.close()
+            _removed(self._daemon, self.name)
+            self._daemon.close()
 
         await _to_the_end(self._offload, remove)
 
@@ -208,16 +204,20 @@ def open_daemon(socket: str, environ: Mapping[str, str], platform: Platform | No
 
 
 def tidy(daemon: Daemon) -> list[str]:
-    """Remove what dead owners left behind; the answer are the names (blocks)."""
-    orphans = daemon.orphans(Owner.this())
-    for orphan in orphans:
-        daemon.remove(orphan.name)
-    return [orphan.name for orphan in orphans]
+    """Remove what dead owners left behind; the answer are the names of what is gone (blocks).
+
+    What cannot be removed, perhaps because another server is removing it, is left for the next time.
+    """
+    return [orphan.name for orphan in daemon.orphans(Owner.this()) if _removed(daemon, orphan.name)]
 
 
-def _removed(daemon: Daemon, name: str) -> None:
-    with contextlib.suppress(EngineError):
+def _removed(daemon: Daemon, name: str) -> bool:
+    try:
         daemon.remove(name)
+    except EngineError as error:
+        _log.warning("container %s stays behind: %s", name, error)
+        return False
+    return True
 
 
 def _client(server: ContainerServer) -> httpx.AsyncClient:
@@ -253,6 +253,6 @@ async def _to_the_end(offload: Offload, work: Callable[[], T]) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        with contextlib.suppress(EngineError, EngineClosed):
+        with contextlib.suppress(EngineError):
             await task
         raise
