@@ -138,7 +138,7 @@ def write_python_image(tar: Path) -> list[str]:
             if "site-packages" not in library.parts:
                 archive.add(library.resolve(), str(library))
         _add_program(archive, "app/llama-server", _ENTRY.format(python=python))
-    return ['ENTRYPOINT ["/app/llama-server"]', "ENV PYTHONPATH=/app/site PYTHONUNBUFFERED=1"]
+    return ['ENTRYPOINT ["/app/llama-server"]', "ENV PYTHONPATH=/app/site", "ENV PYTHONUNBUFFERED=1"]
 
 
 def write_llama_server_image(tar: Path, program: Path) -> list[str]:

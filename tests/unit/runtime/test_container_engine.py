@@ -36,6 +36,7 @@ class FakeServer:
     image: str = "image:1"
     host: str = "Docker Engine 1"
     memory_limit_bytes: int = 3_000_000_000
+    confined: bool = True
     crash: EngineError | None = None
     stopped: bool = False
 

@@ -63,7 +63,7 @@ class Daemon:
 
     def facts(self) -> Facts:
         """What it says about itself."""
-        with self._mapped("say what it is"):
+        with self._mapped(f"{self._who} could not say what it is"):
             version: dict[str, Any] = self._sdk().version()
             info: dict[str, Any] = self._sdk().info()
         parts: list[dict[str, Any]] = version.get("Components") or []
@@ -76,13 +76,14 @@ class Daemon:
             rootless="name=rootless" in security,
             remapped="name=userns" in security,
             selinux="name=selinux" in security,
+            confines=name == "Engine",
             init=bool(info.get("InitBinary")),
         )
 
     def has_image(self, image: str) -> bool:
         """Whether an image is here."""
         errors = _sdk_errors()
-        with self._mapped(f"look for the image {image}"):
+        with self._mapped(f"{self._who} could not look for the image {image}"):
             try:
                 self._sdk().images.get(image)
             except errors.ImageNotFound:
@@ -93,7 +94,7 @@ class Daemon:
         """Fetch an image; `progress` is told in a few words. Raises `EngineClosed` once `stop` is set."""
         repository, tag = _name_and_tag(image)
         layers: dict[str, tuple[int, int]] = {}
-        with self._mapped(f"fetch the image {image}"):
+        with self._mapped(f"The image {image} could not be fetched"):
             lines: Iterable[dict[str, Any]] = self._sdk().api.pull(
                 repository, tag=tag, stream=True, decode=True
             )
@@ -115,7 +116,7 @@ class Daemon:
         When that fails, parts of it may be there: `remove` takes them away.
         """
         cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-        with self._mapped(f"start the image {plan.image}"):
+        with self._mapped(f"{self._who} could not start the image {plan.image}"):
             client = self._sdk()
             client.networks.create(**network(plan))
             container = client.containers.create(**creation(plan, facts, cores=cores, user=own_user()))
@@ -124,7 +125,7 @@ class Daemon:
 
     def port(self, container: str) -> int | None:
         """The port on the loopback interface, or None if there is none (it has ended)."""
-        with self._mapped("say where the container listens"):
+        with self._mapped(f"{self._who} could not say where the container listens"):
             found: Any = self._sdk().containers.get(container)
             ports: dict[str, Any] = found.attrs["NetworkSettings"]["Ports"] or {}
         bound: list[dict[str, str]] = ports.get(f"{PORT}/tcp") or []
@@ -133,7 +134,7 @@ class Daemon:
     def state(self, container: str) -> State:
         """How a container is; one that is gone has ended."""
         errors = _sdk_errors()
-        with self._mapped("look after the container"):
+        with self._mapped(f"{self._who} could not look after the container"):
             try:
                 found: Any = self._sdk().containers.get(container)
                 told: dict[str, Any] = found.attrs["State"]
@@ -155,7 +156,7 @@ class Daemon:
         requests: Any = importlib.import_module("requests.exceptions")
         # A time-out comes as either of the two; one that is gone has ended.
         with (
-            self._mapped("wait for the container"),
+            self._mapped(f"{self._who} could not wait for the container"),
             contextlib.suppress(requests.Timeout, requests.ConnectionError, errors.NotFound),
         ):
             self._sdk().api.wait(container, timeout=patience_s)
@@ -164,7 +165,7 @@ class Daemon:
     def remove(self, name: str) -> None:
         """End and remove a container and its network of the same name, as far as they are there."""
         errors = _sdk_errors()
-        with self._mapped("remove the container"):
+        with self._mapped(f"{self._who} could not remove the container"):
             client = self._sdk()
             with contextlib.suppress(errors.NotFound):
                 client.api.remove_container(name, force=True, v=True)
@@ -174,7 +175,7 @@ class Daemon:
     def orphans(self, me: Owner) -> list[Leftover]:
         """What dead owners of this user on this machine left behind: containers, and networks without one."""
         found: dict[str, Leftover] = {}
-        with self._mapped("list containers"):
+        with self._mapped(f"{self._who} could not list containers"):
             client = self._sdk()
             containers: list[dict[str, Any]] = client.api.containers(all=True, filters={"label": MARK})
             networks: list[dict[str, Any]] = client.api.networks(filters={"label": MARK})
@@ -203,17 +204,17 @@ class Daemon:
             return self._client
 
     @contextlib.contextmanager
-    def _mapped(self, doing: str) -> Generator[None]:
-        """Map the SDK's errors, and those of the HTTP library under it."""
+    def _mapped(self, failure: str) -> Generator[None]:
+        """Map the SDK's errors, and those of the HTTP library under it, to one that begins with `failure`."""
         errors = _sdk_errors()
         requests: Any = importlib.import_module("requests.exceptions")
         try:
             yield
         except errors.APIError as error:
             words = str(error.explanation or error).strip().rstrip(".")
-            raise EngineUnavailable(f"{self._who} could not {doing}: {words}.") from error
+            raise EngineUnavailable(f"{failure}: {words}.") from error
         except (errors.DockerException, requests.RequestException) as error:
-            raise EngineUnavailable(f"{self._who} could not {doing}: {error}.") from error
+            raise EngineUnavailable(f"{failure}: {error}.") from error
 
     @property
     def _who(self) -> str:

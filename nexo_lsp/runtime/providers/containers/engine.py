@@ -49,6 +49,8 @@ class Server(Protocol):
     image: str
     host: str
     memory_limit_bytes: int
+    confined: bool
+    """Whether it has no way out into a network."""
 
     async def crashed(self, patience_s: float) -> EngineError | None:
         """Why it no longer runs, None if it does."""
@@ -117,7 +119,8 @@ class ContainerEngine:
         server, inner = self._live.server, self._live.engine.status()
         notes = (
             f"container: {server.name} of {server.image} at {server.url}, by {server.host}",
-            f"container: at most {server.memory_limit_bytes / 1e9:.1f} GB of memory, no network but its port",
+            f"container: at most {server.memory_limit_bytes / 1e9:.1f} GB of memory; "
+            f"{'no network but its port' if server.confined else 'its port is for this machine only'}",
         )
         return replace(
             inner,

@@ -36,6 +36,8 @@ class Facts:
     remapped: bool = False
     """Whether users inside are others outside (`userns-remap`)."""
     selinux: bool = False
+    confines: bool = False
+    """Whether its bridges can be made without a way out; Podman has no word for that."""
     init: bool = False
     """Whether it has a small first process for containers."""
 

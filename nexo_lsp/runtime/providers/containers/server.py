@@ -62,6 +62,7 @@ class ContainerServer:
         self.image = plan.image
         self.host = facts.name
         self.memory_limit_bytes = plan.memory_bytes
+        self.confined = facts.confines
         self._daemon = daemon
         self._container = container
         self._offload = offload
