@@ -1,4 +1,7 @@
-"""Real servers in processes of their own: `llama-server` and `llama_cpp.server`."""
+"""Real servers in processes of their own: `llama-server` and `llama_cpp.server`.
+
+They compute with one thread each: several that wait for each other are slow beyond measure on a busy machine.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +51,13 @@ class RealServer:
     @staticmethod
     def llama(model: Path, *options: str, context: int = 4096) -> RealServer:
         """`llama-server`, with two slots."""
-        words = ("-m", str(model), "-c", str(context), "-t", "2", "-np", "2", "--no-webui", "--slots")
+        words = ("-m", str(model), "-c", str(context), "-t", "1", "-np", "2", "--no-webui", "--slots")
         return RealServer(str(llama_server()), *words, *options)
 
     @staticmethod
     def python(model: Path, context: int = 2048) -> RealServer:
         """The server that comes with llama-cpp-python."""
-        words = ("--model", str(model), "--n_ctx", str(context), "--n_threads", "2")
+        words = ("--model", str(model), "--n_ctx", str(context), "--n_threads", "1", "--n_threads_batch", "1")
         return RealServer(sys.executable, "-m", "llama_cpp.server", *words)
 
     @property

@@ -227,7 +227,7 @@ async def test_the_default_model_is_of_use_through_a_server(kind: str, model_pat
             "properties": {"language": {"enum": ["python", "rust"]}},
             "required": ["language"],
         }
-        asked = chat("In which language is `def f(): pass`?", max_tokens=30, json_schema=json.dumps(schema))
+        asked = chat("In which language is `def f(): pass`?", max_tokens=150, json_schema=json.dumps(schema))
         text, last = await collect(engine.stream(asked))
         assert json.loads(text) == {"language": "python"}
         assert last.finish is FinishReason.STOP
