@@ -19,7 +19,7 @@ from nexo_lsp.engines.remote.dialect import Counting, Dialect, Kind, context_of,
 from nexo_lsp.engines.remote.endpoint import Address, Endpoint, RemoteOptions
 from nexo_lsp.engines.remote.refusals import Failed, refused, silent, unreachable, unusable
 from nexo_lsp.engines.remote.shapes import as_count, as_list, as_object
-from nexo_lsp.errors import EngineUnavailable, SettingsError
+from nexo_lsp.errors import EngineUnavailable
 
 _log = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ def no_trust() -> ssl.SSLContext:
 def trust(options: RemoteOptions) -> ssl.SSLContext:
     """Whom to believe: httpx's certificates, the system's, and those of the settings. Reads files.
 
-    Raises `SettingsError` where the file of the settings has none.
+    Raises `EngineUnavailable` where the file of the settings has none.
     """
     context = httpx.create_ssl_context()
     # The system's count beside httpx's own: companies put theirs there.
@@ -247,7 +247,7 @@ def trust(options: RemoteOptions) -> ssl.SSLContext:
         try:
             context.load_verify_locations(options.ca_file)
         except (OSError, ssl.SSLError) as error:
-            raise SettingsError(
+            raise EngineUnavailable(
                 f"nexo.remote.caFile: {options.ca_file} holds no certificates that can be read ({error})."
             ) from error
     return context
