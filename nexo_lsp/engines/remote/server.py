@@ -68,6 +68,8 @@ class Server:
         self.rests_until = 0.0
         self.problem = ""
         """Why it failed last; empty while it is well."""
+        self.places = options.parallel
+        """How many requests it gets at once."""
         self.facts: Facts | None = None
         self.manner: Manner | None = None
         self._options = options
@@ -103,6 +105,16 @@ class Server:
             self._client = None
         # Another program, or another model, may answer when it is back.
         self.facts = self.manner = None
+
+    def cut_short(self) -> bool:
+        """An answer ended without a reason: whether it was given up for another request.
+
+        Then the server gets one request at a time from now on.
+        """
+        if self.facts is None or self.facts.kind is not Kind.LLAMA_PYTHON:
+            return False
+        self.places = 1
+        return True
 
     async def learn(self) -> Facts:
         """What it says about itself; asked once. Raises `Failed`."""
