@@ -68,6 +68,12 @@ def _models(app: typer.Typer) -> None:
     app.add_typer(models, name="models")
 
 
+def _docker(app: typer.Typer) -> None:
+    from nexo_lsp.cli.docker import app as docker
+
+    app.add_typer(docker, name="docker")
+
+
 def _doctor(app: typer.Typer) -> None:
     from nexo_lsp.cli.doctor import doctor
 
@@ -91,6 +97,7 @@ _COMMANDS: Mapping[str, Callable[[typer.Typer], None]] = {
     "serve": _serve,
     "review": _review,
     "models": _models,
+    "docker": _docker,
     "doctor": _doctor,
     "remote": _remote,
     "config": _config,

@@ -174,6 +174,12 @@ class DockerSettings(Section):
         description="Where Docker or Podman listens (`unix:///run/docker.sock`); empty looks in the usual "
         "places.",
     )
+    gpus: bool = Field(
+        default=False,
+        json_schema_extra=USERS_OWN,
+        description="Whether the container gets the machine's GPUs: for images that use them, such as "
+        "`ghcr.io/ggml-org/llama.cpp:server-cuda`, where Docker can hand them on (NVIDIA Container Toolkit).",
+    )
 
 
 class ReviewSettings(Section):

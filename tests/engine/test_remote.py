@@ -406,7 +406,20 @@ def test_addresses() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "localhost:8080", "ftp://h/v1", "https://", "https://h/v1?key=1", "https://h/#x"]
+    "url",
+    [
+        "",
+        "localhost:8080",
+        "ftp://h/v1",
+        "https://",
+        "https://h/v1?key=1",
+        "https://h/#x",
+        "http://[h",
+        "http://h:x",
+        "http://127.0.0.1\\@h/v1",
+        "http://127.0.0.1\\.h/v1",
+        "http://h h/v1",
+    ],
 )
 def test_what_is_no_address_is_named(url: str) -> None:
     with pytest.raises(SettingsError, match=r"nexo\.remote\.endpoints"):

@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 
 from nexo_lsp.engines.remote.asking import Asked, Manner
-from nexo_lsp.engines.remote.dialect import DIALECTS, Counting, Dialect, Kind, context_of, kind_of, listed
+from nexo_lsp.engines.remote.dialect import Counting, Dialect, Kind, context_of, dialect_for, kind_of, listed
 from nexo_lsp.engines.remote.endpoint import Address, Endpoint, RemoteOptions
 from nexo_lsp.engines.remote.refusals import Failed, refused, silent, unreachable, unusable
 from nexo_lsp.engines.remote.shapes import as_count, as_list, as_object
-from nexo_lsp.errors import EngineUnavailable, SettingsError
+from nexo_lsp.errors import EngineUnavailable
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Facts:
     @property
     def dialect(self) -> Dialect:
         """How it is asked."""
-        return DIALECTS[self.kind]
+        return dialect_for(self.kind, self.model)
 
 
 class Server:
@@ -68,6 +68,8 @@ class Server:
         self.rests_until = 0.0
         self.problem = ""
         """Why it failed last; empty while it is well."""
+        self.places = options.parallel
+        """How many requests it gets at once."""
         self.facts: Facts | None = None
         self.manner: Manner | None = None
         self._options = options
@@ -104,12 +106,22 @@ class Server:
         # Another program, or another model, may answer when it is back.
         self.facts = self.manner = None
 
+    def cut_short(self) -> bool:
+        """An answer ended without a reason: whether it was given up for another request.
+
+        Then the server gets one request at a time from now on.
+        """
+        if self.facts is None or self.facts.kind is not Kind.LLAMA_PYTHON:
+            return False
+        self.places = 1
+        return True
+
     async def learn(self) -> Facts:
         """What it says about itself; asked once. Raises `Failed`."""
         async with self._learning:
             if self.facts is None:
                 self.facts = await self._learn()
-                self.manner = Manner.first(self.facts.dialect, self.facts.model)
+                self.manner = Manner.first(self.facts.dialect)
                 _log.info("%s is %s with %s", self.address.host, self.facts.kind, self.facts.model or "?")
             return self.facts
 
@@ -238,7 +250,7 @@ def no_trust() -> ssl.SSLContext:
 def trust(options: RemoteOptions) -> ssl.SSLContext:
     """Whom to believe: httpx's certificates, the system's, and those of the settings. Reads files.
 
-    Raises `SettingsError` where the file of the settings has none.
+    Raises `EngineUnavailable` where the file of the settings has none.
     """
     context = httpx.create_ssl_context()
     # The system's count beside httpx's own: companies put theirs there.
@@ -247,7 +259,7 @@ def trust(options: RemoteOptions) -> ssl.SSLContext:
         try:
             context.load_verify_locations(options.ca_file)
         except (OSError, ssl.SSLError) as error:
-            raise SettingsError(
+            raise EngineUnavailable(
                 f"nexo.remote.caFile: {options.ca_file} holds no certificates that can be read ({error})."
             ) from error
     return context
