@@ -25,6 +25,7 @@ from nexo_lsp.runtime.environment import Environment
 from nexo_lsp.runtime.gpus import find_gpus, known_gpus
 from nexo_lsp.runtime.needs import Policy
 from nexo_lsp.runtime.providers.client_hosted import ClientHostedProvider
+from nexo_lsp.runtime.providers.docker import DockerProvider
 from nexo_lsp.runtime.providers.mobile import PHONES, MobileProvider, PhoneRules
 from nexo_lsp.runtime.providers.mock import MockProvider
 from nexo_lsp.runtime.providers.native import ModelFigures, NativeProvider, measured_tokens_per_s
@@ -250,11 +251,12 @@ class EngineRoom:
         reference, environment = choice.reference, self.environment
         threaded = None if environment.processes else spawn_in_thread
         hybrid = environment.performance_cores < environment.physical_cores
+        figures = self._figures(choice)
         native = NativeProvider(
             settings.engine,
             lambda: self.supply.file(reference),
             self._folders.prefixes,
-            about=self._figures(choice),
+            about=figures,
             cores=environment.performance_cores if hybrid else 0,
             thread=threaded,
         )
@@ -266,6 +268,17 @@ class EngineRoom:
             (native, used),
             (MobileProvider(native, environment, spawn=threaded, named=named), used),
             (ClientHostedProvider(port, self._refusal, Redacting), _identity(port)),
+            (
+                DockerProvider(
+                    settings.docker,
+                    settings.engine,
+                    native.model,
+                    self._environ,
+                    environment.platform,
+                    about=figures,
+                ),
+                (used, settings.docker),
+            ),
             (RemoteProvider(settings.remote, lambda: self._trusted, self._environ), settings.remote),
             (MockProvider(self._environ), ""),
         )

@@ -13,6 +13,7 @@ from nexo_lsp.runtime.providers.containers.daemon import INSTALL_HINT, is_instal
 from nexo_lsp.runtime.providers.containers.engine import NAME, ContainerEngine
 from nexo_lsp.runtime.providers.containers.places import find, this_platform
 from nexo_lsp.runtime.providers.containers.server import ContainerOptions, Containers
+from nexo_lsp.runtime.providers.native import ModelFigures
 from nexo_lsp.runtime.providers.provider import Availability, Traits
 from nexo_lsp.settings import DockerSettings, EngineSettings
 
@@ -32,11 +33,18 @@ class DockerProvider:
     environ: Mapping[str, str]
     platform: Platform = field(default_factory=this_platform)
     installed: Callable[[], bool] = is_installed
+    about: ModelFigures = field(default_factory=ModelFigures)
+    """What is known of the model."""
     name: str = NAME
 
     def traits(self) -> Traits:
         """It is taken by itself only where the user turned it on; the processes are not ours."""
-        return Traits(only_by_name=not self.settings.enabled, platforms=_PLATFORMS)
+        return Traits(
+            only_by_name=not self.settings.enabled,
+            platforms=_PLATFORMS,
+            memory_bytes=self.about.least_bytes,
+            parameters=self.about.parameters,
+        )
 
     def capabilities(self) -> Capabilities:
         """What a llama.cpp server does with most models."""
