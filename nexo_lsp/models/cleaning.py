@@ -11,7 +11,7 @@ import glob
 import logging
 import re
 import shutil
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,12 +53,19 @@ class Cleaning:
     """The housekeeping of one models folder."""
 
     def __init__(
-        self, folder: Path, catalog: Sequence[CatalogEntry], versions: Versions, leases: Leases
+        self,
+        folder: Path,
+        catalog: Sequence[CatalogEntry],
+        versions: Versions,
+        leases: Leases,
+        elsewhere: Callable[[], Iterable[Path]] = tuple,
     ) -> None:
+        """`elsewhere` gives the models that are used and lie in other folders."""
         self._folder = folder
         self._catalog = tuple(catalog)
         self._versions = versions
         self._leases = leases
+        self._elsewhere = elsewhere
 
     def waste(self, keep: Collection[str] = ()) -> tuple[Waste, ...]:
         """What nothing uses: old versions, parts of pulls that have died, copies and records without a model.
@@ -69,7 +76,7 @@ class Cleaning:
         return (
             *self._old_versions(kept),
             *self._partials(),
-            *self._copies_of_nothing(),
+            *self._copies_of_nothing(keep),
             *self._leftovers(),
         )
 
@@ -85,17 +92,18 @@ class Cleaning:
         """What may go when room is needed, first what was not used for the longest time.
 
         Copies of nothing and parts of dead pulls come first: they cost nobody anything, or only a part.
-        `but` are files that stay.
+        What no source is known for (a file of the user's own, a link) never goes; `but` are files that stay.
         """
-        kept, spared = self._kept(keep), set(but)
+        stays, known = self._kept(keep) | set(but), {entry.file for entry in self._entries()}
         models = [
             self._model(path, "model", f"last used {_day(self._leases.last_use(path))}")
             for path in self._folder.glob("*.gguf")
-            if path not in kept and path not in spared and not self._leases.is_held(path)
+            if split_version(path.name)[0] in known and not path.is_symlink()
+            if path not in stays and not self._leases.is_held(path)
         ]
         models.sort(key=lambda one: self._leases.last_use(one.path))
-        partials = [one for one in self._partials() if one.path not in spared]
-        return (*self._copies_of_nothing(), *partials, *models)
+        partials = [one for one in self._partials() if one.path not in stays]
+        return (*self._copies_of_nothing(keep), *partials, *models)
 
     def _kept(self, keep: Collection[str]) -> frozenset[Path]:
         """The files that the settings and the pins ask for."""
@@ -165,8 +173,10 @@ class Cleaning:
         file = re.sub(r"(\.(partial|parts|lock|checked|used|origin))+$", "", path.name)
         return self._folder / (split_version(file)[0] + ".lock")
 
-    def _copies_of_nothing(self) -> Iterator[Waste]:
-        stems = {path.stem for path in self._folder.glob("*.gguf")}
+    def _copies_of_nothing(self, keep: Iterable[str]) -> Iterator[Waste]:
+        # Models that lie elsewhere have their copies here as well.
+        elsewhere = (*map(Path, keep), *self._elsewhere())
+        stems = {path.stem for path in (*self._folder.glob("*.gguf"), *elsewhere)}
         for path in sorted((self._folder / UNPACKED).glob("*")):
             match = _COPY.fullmatch(path.name)
             if match is not None and match["stem"] not in stems:

@@ -195,7 +195,7 @@ def test_wrong_bytes_never_get_the_models_name(way: Way, tmp_path: Path, payload
     assert _nothing_under_its_name(store.folder)
 
 
-@pytest.mark.parametrize("way", ALL, indirect=True)
+@pytest.mark.parametrize("way", ["folder", *HTTP], indirect=True)
 def test_a_wrong_beginning_is_thrown_away_and_the_source_gets_its_chance(
     way: Way, tmp_path: Path, payload: bytes
 ) -> None:
