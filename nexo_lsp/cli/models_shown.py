@@ -115,7 +115,6 @@ def _facts(entry: CatalogEntry | None, profile: ModelProfile | None, path: Path 
             "size": profile.file_bytes,
             "context_tokens": profile.context_tokens,
             "memory_bytes": profile.memory_bytes,
-            "least_memory_bytes": profile.least_memory_bytes,
             "kv_bytes_per_token": profile.kv_bytes_per_token,
             "chat_template": profile.chat,
             "infill": [infill.prefix, infill.suffix, infill.middle] if infill is not None else None,

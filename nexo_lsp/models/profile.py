@@ -57,11 +57,6 @@ class ModelProfile:
         return self.described.memory_bytes
 
     @property
-    def least_memory_bytes(self) -> int:
-        """What of it no system can take back."""
-        return self.described.least_memory_bytes
-
-    @property
     def infill_texts(self) -> tuple[str, str, str] | None:
         """The tokens of prefix, suffix and middle, as `Prompts.infill_template` takes them."""
         return (self.infill.prefix, self.infill.suffix, self.infill.middle) if self.infill else None

@@ -26,7 +26,7 @@ _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 def is_reference(text: str) -> bool:
     """Whether `text` is meant as an address (and not as a name or a path), right or wrong."""
-    return text.startswith("hf:") or re.match(r"[a-z]+://", text) is not None
+    return text.startswith("hf:") or re.match(r"[a-z]+://", text, re.IGNORECASE) is not None
 
 
 def file_of(name: str, catalog: Sequence[CatalogEntry]) -> str:

@@ -143,8 +143,13 @@ class UrlSource:
         self._first(entry, get)
 
     def announce(self, entry: CatalogEntry, cancel: threading.Event) -> Announced:
-        """See `Announcer.announce`: how long the file is."""
-        return self._first(entry, lambda url: ask_server(url, {"user-agent": _AGENT}, self._limits, cancel))
+        """See `Announcer.announce`: how long the file is, and on the public Hub its digest too."""
+
+        def ask(url: str) -> Announced:
+            asked = ask_hub if _HUB_HOST in url else ask_server
+            return asked(url, {"user-agent": _AGENT}, self._limits, cancel)
+
+        return self._first(entry, ask)
 
     def _first(self, entry: CatalogEntry, work: Callable[[str], T]) -> T:
         """What comes of the first address with which `work` succeeds."""

@@ -20,6 +20,7 @@ from nexo_lsp.errors import (
 )
 from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.progress import PullProgress
+from nexo_lsp.models.sources import UrlSource
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.models.transfer import CHUNK
 from nexo_lsp.models.unpinned import origin_file
@@ -243,6 +244,19 @@ def test_what_an_address_delivers_at_its_second_coming_has_to_be_the_same(
     with pytest.raises(ModelDownloadFailed, match="--force takes what there is now"):
         store.pull(f"{web.url}/m/coder.gguf")
     assert store.pull(f"{web.url}/m/coder.gguf", force=True).read_bytes() == b"x" * len(payload)
+
+
+def test_where_another_endpoint_of_the_hub_fails_the_public_one_says_the_digest(
+    tmp_path: Path,
+    environ: dict[str, str],
+    served: WebServer,
+    hub_path: str,
+    payload: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nexo_lsp.models.sources._HUB_HOST", "//127.0.0.1")
+    entry = replace(ModelStore(tmp_path, environ, catalog=()).entry(HF), urls=(f"{served.url}{hub_path}",))
+    assert UrlSource("plain URL").announce(entry, threading.Event()).sha256 == _sha(payload)
 
 
 def test_a_web_page_is_no_model(store: ModelStore, web: WebServer) -> None:
