@@ -11,8 +11,10 @@ import glob
 import logging
 import re
 import shutil
+import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +33,8 @@ log = logging.getLogger("nexo_lsp.models")
 
 Kind = Literal["version", "model", "partial", "copy", "leftover"]
 
+_NEW_S = 60
+"""A small file takes much less to be written."""
 _COPY = re.compile(r"(?P<stem>.+)\.[0-9a-f]{16}\.(gguf|partial)")
 
 
@@ -187,7 +191,7 @@ class Cleaning:
             for end in (".checked", ".used", ".origin"):
                 if path.name.endswith(end) and not path.with_name(path.name.removesuffix(end)).exists():
                     yield Waste("leftover", path, size_of(path), "the model that it tells of is gone")
-            if path.name.endswith(".new"):
+            if path.name.endswith(".new") and time.time() - _written_at(path) > _NEW_S:
                 yield Waste("leftover", path, size_of(path), "it was being written when its process died")
             unneeded = path.name.endswith(".gguf.lock") and not _parts_and_versions(path.with_suffix(""))
             if unneeded and not self._is_fetched(path):
@@ -274,7 +278,8 @@ class Cleaning:
     def _remove(self, one: Waste) -> None:
         """Raises `ModelError` while it is used, `filelock.Timeout` while it is fetched, and `OSError`."""
         with self._versions.gate(), self._not_fetched(one.path):
-            if self._leases.is_held(one.path, clear=True):
+            # A lease may have been but begun when it was looked at.
+            if self._leases.is_held(one.path, clear=True) or self._leases.is_alive(one.path):
                 raise ModelError(f"{one.path.name} is being used by an engine; stop that first.")
             if one.path.is_dir():
                 shutil.rmtree(one.path)
@@ -324,7 +329,13 @@ def _tree(folder: Path) -> Iterator[int]:
                 yield path.stat().st_size
 
 
-def _day(moment: float) -> str:
-    from datetime import UTC, datetime
+def _written_at(path: Path) -> float:
+    """In seconds since the epoch; now for what is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return time.time()
 
+
+def _day(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d")

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from nexo_lsp.errors import DiskFull, ModelError, ModelMissing
 from nexo_lsp.folders import UNPACKED
 from nexo_lsp.models.catalog import CatalogEntry
+from nexo_lsp.models.cleaning import Waste
 from nexo_lsp.models.embedded import EmbeddedModels, Place
 from nexo_lsp.models.leases import used_file
 from nexo_lsp.models.record import record_file
@@ -136,7 +138,10 @@ def test_prune_names_what_nothing_uses_and_removes_just_that(store: ModelStore, 
     (later.folder / "gone.gguf.checked").write_bytes(b"{}")
     (later.folder / "gone.gguf.used").write_bytes(b"")
     (later.folder / "gone.gguf.lock").write_bytes(b"")
-    (later.folder / "versions.json.0123abcd.new").write_bytes(b"{")
+    for name, age_s in (("versions.json.0123abcd.new", 3600), ("b.gguf.checked.0123abcd.new", 0)):
+        (later.folder / name).write_bytes(b"{")
+        moment = time.time() - age_s
+        os.utime(later.folder / name, (moment, moment))
     (later.folder / "own.gguf").write_bytes(b"the user's own")
     copies = later.folder / UNPACKED
     copies.mkdir()
@@ -244,6 +249,14 @@ def test_another_process_that_uses_a_model_protects_it_until_it_ends(
     assert not store.leases.is_held(path)
     assert store.remove("a") == SIZE
     assert list((store.folder / "leases").iterdir()) == []
+
+
+def test_a_lease_that_was_taken_for_dead_is_looked_at_again(store: ModelStore) -> None:
+    path = store.pull("a")
+    with store.in_use(path):
+        (lease,) = (store.folder / "leases").iterdir()
+        assert store.cleaning.remove([Waste("leftover", lease, 0, "it had but begun")]) == ()
+        assert store.leases.is_held(path)
 
 
 def test_a_use_is_noted_without_touching_the_model(store: ModelStore) -> None:
