@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.header import Header, InfillTokens, read_header
-from nexo_lsp.models.unpinned import entry_behind
+from nexo_lsp.models.unpinned import entry_behind, remembered
 from nexo_lsp.models.versions import split_version
 
 # Architecture, name of the model, family: the first line that fits counts. Publishers name a model as they
@@ -69,7 +69,8 @@ def profile_of(path: Path, catalog: Sequence[CatalogEntry]) -> ModelProfile:
     """
     header = read_header(path)
     file = split_version(path.name)[0]
-    entry = next((entry for entry in catalog if entry.file == file), None) or entry_behind(path, catalog)
+    named = next((entry for entry in catalog if entry.file == file), None)
+    entry = remembered(named, path.parent) if named is not None else entry_behind(path, catalog)
     plain = entry or CatalogEntry(path.stem, path.name, 0, "", family="")
     known = replace(
         plain,

@@ -375,6 +375,18 @@ def test_what_is_remembered_may_be_damaged_itself(
     assert json.loads(origin_file(path).read_text())["sha256"] == _sha(payload)
 
 
+def test_what_is_remembered_of_another_file_says_nothing_of_this_one(
+    store: ModelStore, served: WebServer
+) -> None:
+    path = store.pull(HF)
+    other = path.with_name("other.gguf")
+    other.write_bytes(b"something else")
+    origin_file(other).write_bytes(origin_file(path).read_bytes())
+    assert [model.name for model in store.installed()] == [HF, "other.gguf"]
+    path.unlink()
+    assert store.entry(HF).sha256 == "", "a file that is gone is fetched as it is now"
+
+
 def test_an_address_that_is_none_is_told_so_everywhere(store: ModelStore) -> None:
     for ask in (store.locate, store.pull, store.verify, store.remove, store.entry, store.entry_for):
         with pytest.raises(ModelUnknown, match="hf:owner/repo/file"):
