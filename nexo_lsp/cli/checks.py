@@ -171,6 +171,8 @@ def _model_file(store: ModelStore, path: Path) -> Iterator[Check]:
     size = path.stat().st_size
     if installed is None or installed.entry is None:
         yield Check("model", path.name, "ok", f"{path} ({size_text(size)}; not of the catalogue)")
+    elif installed.embedded:
+        yield Check("model", installed.name, "ok", f"{path} ({size_text(size)}, came with the program)")
     elif installed.verified:
         yield Check("model", installed.name, "ok", f"{path} ({size_text(size)}, verified)")
     else:

@@ -175,9 +175,11 @@ def _print_outlook(found: tuple[Outlook, ...], wanted: list[Offer]) -> None:
                 size_text(offer.disk_bytes) if offer.disk_bytes else "none",
                 "" if offer in wanted else "pinned" if one.pinned else "with --hub",
             )
+    if table.rows:
+        Console().print(table)
+    for one in found:
         if not one.offers:
-            table.add_row(one.entry.name, one.now or "none", "nothing")
-    Console().print(table)
+            say(f"{one.entry.name}: nothing is newer than {one.now or 'what is here'}.")
     for note in dict.fromkeys(one.note for one in found if one.note):
         complain(f"{note}; compared with the catalogue only")
 

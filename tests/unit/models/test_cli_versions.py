@@ -106,7 +106,7 @@ def test_update_shows_asks_and_does(program: Program, monkeypatch: pytest.Monkey
     assert program.in_use == NEW
     again = program("update", "--check")
     assert again.exit_code == 0
-    assert "nothing" in again.stdout
+    assert f"nothing is newer than {_id(NEW)}" in again.stdout
 
 
 @pytest.mark.parametrize(("answer", "after"), [("y", NEW), ("n", OLD)])

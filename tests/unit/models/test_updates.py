@@ -129,9 +129,10 @@ def test_a_pin_is_told_and_not_gone_over(store_of: StoreOf) -> None:
 
 @dataclass
 class Hub:
-    """Answers HEAD as the Hub does."""
+    """Answers HEAD as the Hub does, and GET with the file if it has one."""
 
     url: str = ""
+    body: bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict[str, str])
     moved: dict[str, str] = field(default_factory=dict[str, str])
@@ -151,6 +152,12 @@ def heads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             for name, value in ({"Location": onward} if onward else hub.headers).items():
                 self.send_header(name, value)
             self.end_headers()
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(hub.body)))
+            self.end_headers()
+            self.wfile.write(hub.body)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
             pass
@@ -231,3 +238,47 @@ def test_nobody_there_and_no_network_wanted_are_reasons(heads: Hub, make_entry: 
     with pytest.raises(SourceFailed, match="HF_HUB_OFFLINE"):
         _announce(heads, HF_HUB_OFFLINE="1")(make_entry())
     assert heads.asked == []
+
+
+# What no catalogue pins
+
+
+def test_a_model_of_a_reference_is_updated_pinned_rolled_back_and_pruned(
+    tmp_path: Path, environ: dict[str, str], heads: Hub
+) -> None:
+    """The Hub is all there is to ask: nobody has to allow what it has now, and the version before stays."""
+    environ["HF_ENDPOINT"] = heads.url
+    reference = "hf:org/tiny-GGUF/tiny-coder.gguf"
+
+    def publish(data: bytes) -> None:
+        heads.body = data
+        heads.headers = {"X-Linked-ETag": f'"{_sha(data)}"', "X-Linked-Size": str(len(data))}
+
+    publish(OLD)
+    store = ModelStore(tmp_path / "models", environ, catalog=())
+    old = store.pull(reference)
+    announce = hub_announcer(environ)
+    assert outlook(store, [reference], announce)[0].offers == ()
+    publish(NEW)
+    (found,) = outlook(store, [reference], announce)
+    (offer,) = found.offers
+    assert (offer.fetch_bytes, offer.instead_of_pinned) == (len(NEW), False)
+    take(store, offer)
+    assert store.locate(reference).read_bytes() == NEW
+    entry = store.entry(reference)
+    assert store.versions.choices() == {}
+    store.versions.roll(entry)
+    assert store.locate(reference) == old
+    store.versions.pin(entry)
+    store.versions.roll(entry, forward=True)
+    store.versions.unpin(entry)
+    assert store.locate(reference).read_bytes() == NEW
+    waste = store.cleaning.waste([])
+    assert [one.path for one in waste] == [old]
+    store.versions.pin(entry, short(_sha(OLD)))
+    assert store.cleaning.remove(waste) == ()
+    store.versions.unpin(entry)
+    assert store.cleaning.remove(waste) == waste
+    assert store.locate(reference).read_bytes() == NEW
+    assert [model.name for model in store.installed()] == [reference]
+    assert store.verify(reference).ok
