@@ -59,8 +59,12 @@ def _review(app: typer.Typer) -> None:
 
 
 def _models(app: typer.Typer) -> None:
+    from nexo_lsp.cli import models_prune, models_shown, models_versions
     from nexo_lsp.cli.models import app as models
 
+    models_shown.add_to(models)
+    models_versions.add_to(models)
+    models_prune.add_to(models)
     app.add_typer(models, name="models")
 
 
