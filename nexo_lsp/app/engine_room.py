@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nexo_lsp.engines.client_port import ClientPort
 from nexo_lsp.engines.engine import Engine
 from nexo_lsp.engines.llama.threaded import spawn_in_thread
+from nexo_lsp.errors import ModelError
 from nexo_lsp.folders import Folders
 from nexo_lsp.generation import EngineState, EngineStatus, Operation
 from nexo_lsp.models.catalog import CatalogEntry, load_catalog
 from nexo_lsp.offload import Offload
+from nexo_lsp.pipeline.step import InfillWords
 from nexo_lsp.runtime.choice import ModelChoice, model_for
 from nexo_lsp.runtime.engines import Engines, Offer
 from nexo_lsp.runtime.environment import Environment
@@ -78,8 +82,9 @@ class EngineRoom:
         self._models: dict[Operation, ModelChoice] = {}
         self._upgrading: set[str] = set()
         self._looked_for_gpus = False
+        self._words: dict[str, InfillWords] = {}
         self.environment = replace(environment, gpus=known_gpus(folders.state) or environment.gpus)
-        self.supply = ModelSupply(lambda: self.store, host, offload, settings)
+        self.supply = ModelSupply(lambda: self.store, host, offload, settings, lambda: self._trusted)
         self.engines = Engines(hooks.keep, hooks.on_status, hooks.notice)
         self.client_port = ClientPort()
         """Where the editor's own engine is plugged in, if it has one."""
@@ -167,9 +172,37 @@ class EngineRoom:
         if provider is not None and provider.name == "client-hosted":
             announced = self.client_port.announced
             return announced.model if announced is not None else None
+        if provider is not None and provider.name == "remote":
+            return self._settings().remote.model or None
         if provider is None or provider.name in _NO_MODEL_FILE:
             return None
         return self._models[operation].reference
+
+    def infill_of(self, operation: Operation) -> InfillWords:
+        """The family of an operation's model, and the tokens that its file names."""
+        choice = self._models[operation]
+        if not self._loads_a_file(operation):
+            return "", None
+        if choice.entry is not None:
+            return choice.entry.family, None
+        return self._words.get(choice.reference, ("", None))
+
+    async def know_models(self) -> None:
+        """Look into model files that no catalogue knows, once each, as soon as they are here."""
+        for operation, choice in self._models.items():
+            known = choice.entry is not None or choice.reference in self._words
+            if known or not self._loads_a_file(operation):
+                continue
+            with suppress(ModelError):
+                self._words[choice.reference] = await self._offload(
+                    partial(self._look_into, choice.reference)
+                )
+
+    def _look_into(self, reference: str) -> InfillWords:
+        from nexo_lsp.models.profile import profile_of
+
+        profile = profile_of(self.store.locate(reference), self._catalog.entries)
+        return profile.family, profile.infill_texts
 
     def _loads_a_file(self, operation: Operation) -> bool:
         provider = self.selection(operation).provider
@@ -179,7 +212,9 @@ class EngineRoom:
         """What identifies engine and model in the keys of cached answers."""
         provider = self.selection(operation).provider
         name = provider.name if provider is not None else "none"
-        return f"{name}:{self.model_name(operation) or ''}"
+        # Servers elsewhere have models of their own under the same name.
+        where = f"{' '.join(self._settings().remote.endpoints)}:" if name == "remote" else ""
+        return f"{name}:{where}{self.model_name(operation) or ''}"
 
     def status(self, operation: Operation) -> EngineStatus:
         """How the engine of an operation is; one that was not needed yet is idle."""
