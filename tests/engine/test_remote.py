@@ -309,6 +309,7 @@ async def test_closing_ends_what_runs_and_what_waits(server: ScriptedServer, mak
     with pytest.raises(EngineClosed):
         await collect(engine.stream(chat()))
     await engine.close()
+    assert asyncio.all_tasks() == {asyncio.current_task()}, "nobody looks after endpoints any more"
 
 
 async def test_urgent_requests_overtake_and_the_least_urgent_leave_a_place(

@@ -138,3 +138,12 @@ async def test_a_key_that_comes_later_is_found() -> None:
             assert (await collect(engine.stream(chat())))[0] == "in"
         finally:
             await engine.close()
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "two\nlines"])
+async def test_what_cannot_be_a_key_is_said_without_being_shown(key: str) -> None:
+    async with ScriptedServer() as server, engine_for(server.url, key) as engine:
+        with pytest.raises(EngineUnavailable, match="characters that no key has") as caught:
+            await collect(engine.stream(chat()))
+        assert key not in str(caught.value)
+        assert server.got == []

@@ -131,7 +131,8 @@ class RemoteEngine:
         begun = loop.time()
         patience = Patience(self._waits, None if request.deadline_s is None else begun + request.deadline_s)
         tokens = 0
-        self._watch.used()
+        if not self._waits.closed:
+            self._watch.used()
         try:
             async with aclosing(self._tries(request, patience)) as pieces:
                 async for piece in pieces:

@@ -17,7 +17,7 @@ import httpx
 from nexo_lsp.engines.remote.asking import Asked, Manner
 from nexo_lsp.engines.remote.dialect import Counting, Dialect, Kind, context_of, dialect_for, kind_of, listed
 from nexo_lsp.engines.remote.endpoint import Address, Endpoint, RemoteOptions
-from nexo_lsp.engines.remote.refusals import Failed, refused, silent, unreachable, unusable
+from nexo_lsp.engines.remote.refusals import KEY_HINT, Failed, refused, silent, unreachable, unusable
 from nexo_lsp.engines.remote.shapes import as_count, as_list, as_object
 from nexo_lsp.errors import EngineUnavailable
 
@@ -126,7 +126,7 @@ class Server:
             return self.facts
 
     async def check(self) -> bool:
-        """Whether it can answer, by the cheapest question that it has; never raises `Failed`."""
+        """Whether it can answer, by the cheapest question that it has; raises nothing."""
         path = self.facts.dialect.health if self.facts is not None else ""
         url = self.address.root + path if path else f"{self.address.api}/models"
         try:
@@ -134,6 +134,10 @@ class Server:
                 await _whole(response)
         except Failed as failure:
             self.failed(failure)
+            return False
+        except EngineUnavailable as error:
+            # Its client cannot be made at all; the next request says why.
+            _log.info("%s is not looked after: %s", self.address.host, error)
             return False
         self.succeeded()
         return True
@@ -229,7 +233,7 @@ class Server:
             raise silent(host, silence_s) from error
         except httpx.TransportError as error:
             raise unreachable(host, error, options.connect_timeout_s) from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise unusable(host, type(error).__name__) from error
         finally:
             if response is not None:
@@ -268,11 +272,17 @@ def trust(options: RemoteOptions) -> ssl.SSLContext:
 def new_client(server: Server, options: RemoteOptions, context: ssl.SSLContext) -> httpx.AsyncClient:
     """An HTTP client of one endpoint: its key goes nowhere else, and no redirect is followed.
 
-    Raises `EngineUnavailable` where the environment names a proxy of a kind that httpx cannot use here.
+    Raises `EngineUnavailable` where the environment names a proxy of a kind that httpx cannot use here, and
+    for what cannot be a key.
     """
+    key = server.key or ""
+    if not (key.isascii() and key.isprintable()):
+        raise EngineUnavailable(
+            f"The key of {server.address.host} has characters that no key has; {KEY_HINT}."
+        )
     try:
         return httpx.AsyncClient(
-            headers={"authorization": f"Bearer {server.key}"} if server.key else {},
+            headers={"authorization": f"Bearer {key}"} if key else {},
             verify=context,
             # A proxy would see what is said on this machine.
             trust_env=options.proxies and not server.address.loopback,
