@@ -165,23 +165,22 @@ def decided(room: EngineRoom, operation: Operation, expected: Answer, settings: 
         said = " ".join(selection.reasons)
         refusal = expected.refusal if expected.refusal and expected.refusal in said else said
         return replace(expected, engines=(), model="", better="", context=0, threads=0, refusal=refusal)
-    model = room.model_name(operation)
-    better = room.model(operation).better if model is not None else None
-    context, threads = provider.capabilities().context_tokens, 0
-    engine = provider.create_engine(lambda _status: None) if model is not None else None
+    context, threads, model, better = provider.capabilities().context_tokens, 0, "", ""
+    engine = provider.create_engine(lambda _status: None) if provider.name in {"native", "mobile"} else None
     if isinstance(engine, LlamaEngine):
-        entry, where = room.model(operation).entry, folders({"NEXO_HOME": str(room.store.folder.parent)})
-        file = where.models / entry.file if entry is not None else Path(model or "")
-        context = engine.options.context_tokens
-        threads = tuning_of(settings.engine, file, where.state).threads or engine.options.threads
+        choice, where = room.model(operation), folders({"NEXO_HOME": str(room.store.folder.parent)})
+        file = where.models / choice.entry.file if choice.entry is not None else Path(choice.reference)
+        tuned = tuning_of(settings.engine, file, where.state).threads
+        context, threads = engine.options.context_tokens, tuned or engine.options.threads
+        model, better = _short(choice.reference), _short(choice.better.name) if choice.better else ""
     return replace(
-        expected, engines=engines, model=_short(model), better=_short(better and better.name), context=context,
+        expected, engines=engines, model=model, better=better, context=context,
         threads=threads, refusal="",
     )  # fmt: skip
 
 
-def _short(name: str | None) -> str:
-    return next((short for short, full in names().items() if full == name), name or "")
+def _short(name: str) -> str:
+    return next((short for short, full in names().items() if full == name), name)
 
 
 def _unkept(work: Coroutine[Any, Any, None]) -> None:
