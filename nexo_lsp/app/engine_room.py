@@ -335,7 +335,15 @@ class EngineRoom:
             self.plan()
             self._hooks.on_status()
 
-        self._hooks.keep(self.supply.fetch_ahead(better.name, arrived))
+        async def fetch() -> None:
+            try:
+                await self.supply.fetch_ahead(better.name, arrived)
+            finally:
+                # Who declined, or stopped it, is asked again once the settings change: the supply knows.
+                if not self.supply.may_fetch(better.name):
+                    self._upgrading.discard(better.name)
+
+        self._hooks.keep(fetch())
 
 
 def _identity(port: ClientPort) -> object:

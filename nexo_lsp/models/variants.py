@@ -169,8 +169,12 @@ def beside(host: Host, entry: CatalogEntry) -> Host | None:
     free = host.free_bytes - seen.least
     if left <= 0 or (host.free_bytes and free <= 0):
         return None
-    gpu = host.gpu_bytes - entry.memory_bytes if seen.on_gpu else host.gpu_bytes
-    return replace(host, memory_bytes=left, free_bytes=free if host.free_bytes else 0, gpu_bytes=gpu)
+    rest = replace(host, memory_bytes=left, free_bytes=free if host.free_bytes else 0)
+    if not seen.on_gpu:
+        return rest
+    # Whoever is loaded first takes of the GPU what it can get: the second one has to fit there as well.
+    only_there = min(left, _GPU_HOST_BYTES + SERVER_BYTES)
+    return replace(rest, memory_bytes=only_there, gpu_bytes=host.gpu_bytes - entry.memory_bytes)
 
 
 @dataclass(frozen=True, slots=True)
