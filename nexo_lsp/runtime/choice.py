@@ -64,7 +64,8 @@ def form_of(environment: Environment, kind: EngineKind = "auto") -> Form:
 def host_of(environment: Environment, settings: Settings, kind: EngineKind = "auto") -> Host:
     """What of a machine decides which model suits it."""
     form = form_of(environment, kind)
-    gpus = environment.gpus if settings.engine.gpu_layers not in {"none", 0} else ()
+    none = settings.engine.gpu_layers in {"none", 0} or (kind == "docker" and not settings.docker.gpus)
+    gpus = () if none else environment.gpus
     return Host(
         form=form,
         cores=environment.performance_cores,

@@ -166,13 +166,15 @@ def decided(room: EngineRoom, operation: Operation, expected: Answer, settings: 
         refusal = expected.refusal if expected.refusal and expected.refusal in said else said
         return replace(expected, engines=(), model="", better="", context=0, threads=0, refusal=refusal)
     context, threads, model, better = provider.capabilities().context_tokens, 0, "", ""
+    choice = room.model(operation)
+    if provider.name in {"native", "mobile", "docker"}:
+        model, better = _short(choice.reference), _short(choice.better.name) if choice.better else ""
     engine = provider.create_engine(lambda _status: None) if provider.name in {"native", "mobile"} else None
     if isinstance(engine, LlamaEngine):
-        choice, where = room.model(operation), folders({"NEXO_HOME": str(room.store.folder.parent)})
+        where = folders({"NEXO_HOME": str(room.store.folder.parent)})
         file = where.models / choice.entry.file if choice.entry is not None else Path(choice.reference)
         tuned = tuning_of(settings.engine, file, where.state).threads
         context, threads = engine.options.context_tokens, tuned or engine.options.threads
-        model, better = _short(choice.reference), _short(choice.better.name) if choice.better else ""
     return replace(
         expected, engines=engines, model=model, better=better, context=context,
         threads=threads, refusal="",
@@ -188,13 +190,13 @@ def _unkept(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _pretend(monkeypatch: pytest.MonkeyPatch, *, llama: bool) -> None:
-    """Whether llama-cpp-python is there; `detect-secrets` is."""
+    """Whether llama-cpp-python is there; `detect-secrets` and Docker's library are."""
     real = importlib.util.find_spec
 
     def find_spec(name: str, package: str | None = None) -> ModuleSpec | None:
-        if name == "llama_cpp":
-            return ModuleSpec(name, None) if llama else None
-        return ModuleSpec(name, None) if name == "detect_secrets" else real(name, package)
+        if name not in {"llama_cpp", "detect_secrets", "docker"}:
+            return real(name, package)
+        return ModuleSpec(name, None, origin="here") if llama or name != "llama_cpp" else None
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
 
