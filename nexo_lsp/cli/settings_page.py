@@ -13,14 +13,15 @@ _HEAD = """# Settings
 This page is made by `nexo-lsp config --markdown`.
 
 A setting has one name everywhere. An editor sends `nexo.review.trigger` in its section `nexo`, by
-`initializationOptions`, `workspace/configuration` or `workspace/didChangeConfiguration`; the environment says
-`NEXO_REVIEW_TRIGGER`, which counts more than the editor. Your own file `settings.toml` (`nexo-lsp config` says
-where it is) says `trigger = "onSave"` under `[review]`, for every editor, and counts less. Settings that decide
-what leaves your machine, or what is run on it, are marked "Yours only": they count in that file, in the
-environment, and in `userSettings` of the `initializationOptions`, where a client puts what no workspace can have
-set. Lists in the environment are separated by commas; an empty variable is one that is not set, but empties a
-list. A wrong value is named, with what is used instead. `nexo-lsp config` shows what is in force and where each
-value came from.
+`initializationOptions`, `workspace/configuration` or `workspace/didChangeConfiguration`; the
+environment says `NEXO_REVIEW_TRIGGER`, which counts more than the editor. Your own file
+`settings.toml` (`nexo-lsp config` says where it is) says `trigger = "onSave"` under `[review]`, for
+every editor, and counts less. Settings that decide what leaves your machine, or what is run on it,
+are marked "Yours only": they count in that file, in the environment, and in `userSettings` of the
+`initializationOptions`, where a client puts what no workspace can have set. Lists in the
+environment are separated by commas; an empty variable is one that is not set, but empties a list. A
+wrong value is named, with what is used instead. `nexo-lsp config` shows what is in force and where
+each value came from.
 """
 
 _ENVIRONMENT = """

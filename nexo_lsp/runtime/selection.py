@@ -1,4 +1,4 @@
-"""Choosing a provider: first what the settings ask for, then what can be used; always with reasons."""
+"""Choosing a provider: first what may be used at all, then what suits best; always with reasons."""
 
 from __future__ import annotations
 
@@ -6,38 +6,121 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nexo_lsp.errors import EngineUnavailable
-from nexo_lsp.runtime.providers.provider import Provider
+from nexo_lsp.runtime.environment import Environment
+from nexo_lsp.runtime.needs import Needs, Policy
+from nexo_lsp.runtime.providers.provider import Provider, Traits
+from nexo_lsp.runtime.scoring import Score, score
 
-# Never chosen unless the settings name them.
-_ONLY_BY_NAME = frozenset({"mock"})
+ORDER = ("native", "mobile", "client-hosted", "docker", "remote", "mock")
+"""Who goes first among equals: what is nearest to the user's own machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A provider that may be used."""
+
+    provider: Provider
+    score: Score
+    probe: str
+    """What its probe said."""
+
+    @property
+    def reason(self) -> str:
+        """Its reasons in one sentence, for people."""
+        said = "; ".join((f"{self.score.points} points", self.probe, *self.score.reasons))
+        return f"{self.provider.name}: {said}."
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """A provider that may not be used."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The chosen provider, or None, and what was found out about each candidate."""
+    """The providers for one need, the best first, and those that were left out."""
 
-    provider: Provider | None
-    reasons: tuple[str, ...]
+    ranked: tuple[Candidate, ...]
+    excluded: tuple[Excluded, ...]
+
+    @property
+    def provider(self) -> Provider | None:
+        """The best one, or None."""
+        return self.ranked[0].provider if self.ranked else None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What was found out about each, the best first."""
+        left_out = (f"{one.name}: {one.reason}." for one in self.excluded)
+        return (*(candidate.reason for candidate in self.ranked), *left_out)
 
     def require(self) -> Provider:
-        """The provider; raises `EngineUnavailable` with the reasons if there is none."""
-        if self.provider is None:
+        """The best provider; raises `EngineUnavailable` with the reasons if there is none."""
+        if not self.ranked:
             raise EngineUnavailable(" ".join(self.reasons))
-        return self.provider
+        return self.ranked[0].provider
 
 
-def select(wanted: str, providers: Sequence[Provider]) -> Selection:
-    """Choose for the setting `engine.kind`: `auto` takes the first usable of `providers`."""
-    reasons: list[str] = []
+def select(
+    providers: Sequence[Provider], environment: Environment, needs: Needs, policy: Policy
+) -> Selection:
+    """Rank `providers` for a need on a machine, within what the user permits."""
+    ranked: list[Candidate] = []
+    excluded: list[Excluded] = []
     for provider in providers:
-        if wanted == "auto" and provider.name in _ONLY_BY_NAME:
-            continue
-        if wanted not in ("auto", provider.name):
-            reasons.append(f"{provider.name}: not asked for (nexo.engine is '{wanted}').")
+        traits = provider.traits()
+        against = _against(provider, traits, environment, needs, policy)
+        if against:
+            excluded.append(Excluded(provider.name, against))
             continue
         found = provider.probe()
-        if found.usable:
-            chosen = "chosen by nexo.engine" if wanted != "auto" else "the first that can be used"
-            return Selection(provider, (*reasons, f"{provider.name}: {chosen}; {found.reason}."))
-        reasons.append(f"{provider.name}: {found.reason}.")
-    return Selection(None, tuple(reasons))
+        if not found.usable:
+            excluded.append(Excluded(provider.name, found.reason))
+            continue
+        ranked.append(Candidate(provider, score(traits, environment, needs), found.reason))
+    ranked.sort(key=_rank)
+    return Selection(tuple(ranked), tuple(excluded))
+
+
+def _rank(candidate: Candidate) -> tuple[float, float, int]:
+    name = candidate.provider.name
+    place = ORDER.index(name) if name in ORDER else len(ORDER)
+    return -candidate.score.points, -candidate.score.tokens_per_s, place
+
+
+def _against(
+    provider: Provider, traits: Traits, environment: Environment, needs: Needs, policy: Policy
+) -> str:
+    """Why a provider may not be used whatever it says itself; empty if it may.
+
+    What keeps code on this machine is decided here, for all providers alike.
+    """
+    named = policy.kind == provider.name
+    if policy.kind != "auto" and not named:
+        return f"not asked for (nexo.engine is '{policy.kind}')"
+    if traits.only_by_name and not named:
+        return f"only if nexo.engine names it ('{provider.name}')"
+    if traits.sends_code and not policy.remote:
+        return "it would send code away, and nexo.remote.enabled is off"
+    if traits.sends_code and not policy.trusted:
+        return "it would send code away, and this workspace is not trusted"
+    if traits.network and (policy.offline or not environment.network):
+        return "it needs a network, and nexo.offline is on"
+    if traits.processes and not environment.processes:
+        return f"it needs processes, which {environment.platform.value} does not allow"
+    return _lacking(provider, traits, environment, needs, policy)
+
+
+def _lacking(
+    provider: Provider, traits: Traits, environment: Environment, needs: Needs, policy: Policy
+) -> str:
+    room = policy.memory_bytes or environment.free_bytes
+    if traits.memory_bytes and room and traits.memory_bytes > room:
+        return f"it wants {traits.memory_bytes / 1e6:,.0f} MB of memory, and {room / 1e6:,.0f} MB may be used"
+    # A schema can be asked for in words too, and answers are checked; a gap cannot.
+    if needs.infill and not provider.capabilities().infill:
+        return "it cannot fill a gap in code"
+    return ""

@@ -27,6 +27,7 @@ from nexo_lsp.engines.llama.budget import (
 )
 from nexo_lsp.engines.llama.devices import Device, devices, gpu_layers
 from nexo_lsp.engines.llama.free_memory import Free, free_memory
+from nexo_lsp.engines.llama.gguf_head import is_rearranged
 from nexo_lsp.engines.llama.messages import Load, Loaded, LoadFailure
 from nexo_lsp.engines.llama.model_facts import content_key, facts_of, look_into
 from nexo_lsp.engines.llama.native import Context, Library, Model, NativeError
@@ -318,7 +319,8 @@ def _model(
 
 def _original(library: Library, path: Path, gpu: _Gpu, on_progress: Callable[[float], bool]) -> Model:
     try:
-        return Model(library, path, gpu.layers, on_progress)
+        mapped = bool(gpu.layers) or not is_rearranged(library, path)
+        return Model(library, path, gpu.layers, on_progress, mapped=mapped)
     except NativeError as error:
         raise LoadError(
             LoadFailure.DAMAGED,

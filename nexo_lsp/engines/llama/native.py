@@ -140,13 +140,20 @@ class Model:
         path: Path,
         gpu_layers: int | None,
         on_progress: Callable[[float], bool],
+        *,
+        mapped: bool = True,
     ) -> None:
-        """Load `path`; `on_progress` gets 0 to 1, and False from it stops. Raises `NativeError`."""
+        """Load `path`; `on_progress` gets 0 to 1, and False from it stops. Raises `NativeError`.
+
+        Not `mapped`, the file is read into memory of our own.
+        """
         self.library = library
         c = library.c
         params = c.llama_model_default_params()
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
+        if not mapped:
+            params.load_mode = c.LLAMA_LOAD_MODE_NONE
 
         def report(progress: float, _user: object) -> bool:
             return on_progress(progress)

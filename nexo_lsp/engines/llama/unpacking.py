@@ -13,7 +13,6 @@ none, and no copy. The table of embeddings stays as it is: only single rows of i
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import re
@@ -22,12 +21,13 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import filelock
 import numpy as np
 import numpy.typing as npt
 
+from nexo_lsp.engines.llama.gguf_head import Head, Tensor
 from nexo_lsp.engines.llama.model_facts import content_key
 from nexo_lsp.engines.llama.native import Library, NativeError
 
@@ -63,70 +63,6 @@ class CannotUnpack(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Tensor:
-    name: bytes
-    kind: int
-    offset: int
-    """From the beginning of the data."""
-    size: int
-
-    @property
-    def unpacks(self) -> bool:
-        """Whether the copy keeps it in whole bytes."""
-        return self.kind == _Q5_0 and not self.name.startswith(_EMBEDDINGS)
-
-
-class _InitParams(ctypes.Structure):
-    """`gguf_init_params`: read the head of the file and nothing else."""
-
-    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
-
-
-class _Head:
-    """The head of a GGUF file, as llama.cpp's own library reads and writes it."""
-
-    def __init__(self, library: Library, path: Path) -> None:
-        """Raises `NativeError` if the file cannot be read."""
-        self._c = c = _declared(library.ggml)
-        self._handle = c.gguf_init_from_file(os.fsencode(path), _InitParams(True, None))
-        if not self._handle:
-            raise NativeError(f"{path.name} has no head that can be read")
-
-    def __enter__(self) -> _Head:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._c.gguf_free(self._handle)
-
-    @property
-    def data_offset(self) -> int:
-        """Where the tensors begin in the file."""
-        return int(self._c.gguf_get_data_offset(self._handle))
-
-    def tensors(self) -> list[_Tensor]:
-        """All tensors in the order of the file."""
-        c, handle = self._c, self._handle
-        return [
-            _Tensor(
-                name=c.gguf_get_tensor_name(handle, index),
-                kind=c.gguf_get_tensor_type(handle, index),
-                offset=c.gguf_get_tensor_offset(handle, index),
-                size=c.gguf_get_tensor_size(handle, index),
-            )
-            for index in range(c.gguf_get_n_tensors(handle))
-        ]
-
-    def change(self, name: bytes, kind: int) -> None:
-        """Give a tensor another type; the places of those behind it change too."""
-        self._c.gguf_set_tensor_type(self._handle, name, kind)
-
-    def write(self, path: Path) -> None:
-        """Begin a file with this head. Raises `OSError`."""
-        if not self._c.gguf_write_to_file(self._handle, os.fsencode(path), True):
-            raise OSError(f"{path} cannot be written")
-
-
-@dataclass(frozen=True, slots=True)
 class Copy:
     """Where the copy of a model is, or would be."""
 
@@ -150,7 +86,7 @@ def copy_of(library: Library, model: Path, folder: Path, machine: str | None = N
         path = folder / f"{model.stem}.{key[:16]}.gguf"
         if path.is_file():
             return Copy(model, path, path.stat().st_size, there=True)
-        with _Head(library, model) as head:
+        with Head(library, model) as head:
             if not _worth(head.tensors()):
                 return None
             size = _end(head, _changed(head))
@@ -176,7 +112,7 @@ def unpack(library: Library, copy: Copy, on_progress: Callable[[float], bool]) -
         with filelock.FileLock(copy.path.parent / ".lock", timeout=0):
             # Another process may have just finished it.
             if not copy.path.is_file():
-                with _Head(library, copy.model) as head:
+                with Head(library, copy.model) as head:
                     _make(head, copy, on_progress)
             _let_go(copy.path.parent)
 
@@ -194,25 +130,30 @@ def _told() -> Generator[None, None, None]:
         raise CannotUnpack(f"the copy could not be made: {error}") from error
 
 
-def _changed(head: _Head) -> list[_Tensor]:
+def _unpacks(tensor: Tensor) -> bool:
+    """Whether the copy keeps it in whole bytes."""
+    return tensor.kind == _Q5_0 and not tensor.name.startswith(_EMBEDDINGS)
+
+
+def _changed(head: Head) -> list[Tensor]:
     """The tensors as they are in the copy; `head` is its head from now on."""
     for tensor in head.tensors():
-        if tensor.unpacks:
+        if _unpacks(tensor):
             head.change(tensor.name, _Q8_0)
     return head.tensors()
 
 
-def _end(head: _Head, tensors: list[_Tensor]) -> int:
+def _end(head: Head, tensors: list[Tensor]) -> int:
     """How large a file with these tensors is."""
     return head.data_offset + tensors[-1].offset + tensors[-1].size
 
 
-def _worth(tensors: list[_Tensor]) -> bool:
-    share = sum(tensor.size for tensor in tensors if tensor.unpacks)
+def _worth(tensors: list[Tensor]) -> bool:
+    share = sum(tensor.size for tensor in tensors if _unpacks(tensor))
     return share > _WORTH_SHARE * sum(tensor.size for tensor in tensors)
 
 
-def _make(head: _Head, copy: Copy, on_progress: Callable[[float], bool]) -> None:
+def _make(head: Head, copy: Copy, on_progress: Callable[[float], bool]) -> None:
     before, start = head.tensors(), head.data_offset
     after = _changed(head)
     partial = copy.path.with_suffix(".partial")
@@ -231,7 +172,7 @@ def _fill(
     source: BinaryIO,
     start: int,
     target: BinaryIO,
-    pairs: list[tuple[_Tensor, _Tensor]],
+    pairs: list[tuple[Tensor, Tensor]],
     on_progress: Callable[[float], bool],
 ) -> None:
     begin = target.seek(0, os.SEEK_END)
@@ -243,7 +184,7 @@ def _fill(
             data = source.read(min(_CHUNK, old.size - at))
             if len(data) < min(_CHUNK, old.size - at):
                 raise CannotUnpack(f"{source.name} ends before its weights do")
-            target.write(in_whole_bytes(np.frombuffer(data, np.uint8)).data if old.unpacks else data)
+            target.write(in_whole_bytes(np.frombuffer(data, np.uint8)).data if _unpacks(old) else data)
         waiting += new.size
         if waiting > _SYNC_BYTES or new is pairs[-1][1]:
             # A name that outlives a loss of power must not stand for weights that did not.
@@ -282,23 +223,3 @@ def _let_go(folder: Path) -> None:
         with suppress(OSError):
             # Where an engine has it open (Windows) it goes another time.
             path.unlink()
-
-
-def _declared(c: Any) -> Any:
-    """The functions of `gguf.h` with their types."""
-    handle, index = ctypes.c_void_p, ctypes.c_int64
-    for name, result, arguments in (
-        ("gguf_init_from_file", handle, (ctypes.c_char_p, _InitParams)),
-        ("gguf_free", None, (handle,)),
-        ("gguf_get_data_offset", ctypes.c_size_t, (handle,)),
-        ("gguf_get_n_tensors", index, (handle,)),
-        ("gguf_get_tensor_name", ctypes.c_char_p, (handle, index)),
-        ("gguf_get_tensor_type", ctypes.c_int, (handle, index)),
-        ("gguf_get_tensor_offset", ctypes.c_size_t, (handle, index)),
-        ("gguf_get_tensor_size", ctypes.c_size_t, (handle, index)),
-        ("gguf_set_tensor_type", None, (handle, ctypes.c_char_p, ctypes.c_int)),
-        ("gguf_write_to_file", ctypes.c_bool, (handle, ctypes.c_char_p, ctypes.c_bool)),
-    ):
-        function = getattr(c, name)
-        function.restype, function.argtypes = result, arguments
-    return c

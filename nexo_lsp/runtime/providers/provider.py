@@ -37,6 +37,8 @@ class Traits:
     """What it takes of this machine's memory."""
     tokens_per_s: float | None = None
     """How quickly it answers, if that was measured here."""
+    parameters: float | None = None
+    """The size of its model in billions, if that is known."""
 
 
 class Provider(Protocol):

@@ -1,0 +1,125 @@
+"""Model files for engines: what is here at once, what is not here after asking and fetching."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from nexo_lsp.errors import ModelCorrupt, ModelDownloadCancelled, ModelMissing
+from nexo_lsp.offload import Offload
+from nexo_lsp.settings import Settings
+
+if TYPE_CHECKING:
+    # The store brings an HTTP library along; a server that already has its model never needs it at start.
+    from nexo_lsp.models.progress import PullProgress
+    from nexo_lsp.models.store import ModelStore
+
+_log = logging.getLogger(__name__)
+
+Fetch = Callable[[Callable[["PullProgress"], None], threading.Event], Path]
+"""Runs a download in this thread: told where to report, and what ends it."""
+
+
+class Asks(Protocol):
+    """Who asks the user, and shows them a download."""
+
+    async def confirm_download(self, model: str, size_bytes: int) -> bool:
+        """Ask the user whether a model may be fetched; a size of 0 is not known."""
+        ...
+
+    async def download(self, model: str, size_bytes: int, fetch: Fetch) -> Path:
+        """Run `fetch(progress, cancel)` away from the loop, showing progress; `cancel` is set to end it."""
+        ...
+
+
+class ModelSupply:
+    """One place through which every engine gets its model: equal wishes share one download."""
+
+    def __init__(
+        self,
+        store: Callable[[], ModelStore],
+        host: Asks,
+        offload: Offload,
+        settings: Callable[[], Settings],
+    ) -> None:
+        self._store = store
+        self._host = host
+        self._offload = offload
+        self._settings = settings
+        self._fetching: dict[str, asyncio.Task[Path]] = {}
+        self._declined: set[str] = set()
+
+    async def file(self, reference: str) -> Path:
+        """The file of a model; fetched first if it is missing or damaged, and the user lets it be.
+
+        Raises the kinds of `ModelError`.
+        """
+        try:
+            return await self._offload(lambda: self._store().locate(reference))
+        except (ModelMissing, ModelCorrupt) as missing:
+            entry = self._store().entry_for(reference)
+            if entry is None or not self.may_fetch(entry.name):
+                raise
+            return await asyncio.shield(self._fetch(entry.name, entry.size, missing))
+
+    def may_fetch(self, name: str) -> bool:
+        """Whether a model may be fetched now, or the user asked."""
+        settings = self._settings()
+        allowed = settings.models.auto_download != "never" and not settings.offline
+        return allowed and name not in self._declined
+
+    async def fetch_ahead(self, reference: str, then: Callable[[], Awaitable[None]]) -> None:
+        """Fetch a model that nobody waits for, and call `then`; what goes wrong is only logged."""
+        try:
+            await self.file(reference)
+        except (ModelMissing, ModelCorrupt) as error:
+            _log.info("%s is not fetched: %s", reference, error)
+        else:
+            await then()
+
+    def ask_again(self) -> None:
+        """The settings changed: what was declined may be asked for once more."""
+        self._declined.clear()
+
+    async def close(self) -> None:
+        """End every download in good order; what came so far is kept."""
+        fetching = set(self._fetching.values())
+        for task in fetching:
+            task.cancel()
+        if fetching:
+            # Waited for, so that what was being written is closed in good order.
+            await asyncio.wait(fetching)
+
+    def _fetch(self, name: str, size: int, missing: ModelMissing | ModelCorrupt) -> asyncio.Task[Path]:
+        fetching = self._fetching.get(name)
+        if fetching is None:
+            loop = asyncio.get_running_loop()
+            fetching = loop.create_task(self._fetched(name, size, missing), name="nexo:fetch-model")
+            self._fetching[name] = fetching
+            fetching.add_done_callback(lambda task: self._ended(name, task))
+        return fetching
+
+    async def _fetched(self, name: str, size: int, missing: ModelMissing | ModelCorrupt) -> Path:
+        asks = self._settings().models.auto_download == "ask"
+        if asks and not await self._host.confirm_download(name, size):
+            self._declined.add(name)
+            raise missing
+
+        def fetch(progress: Callable[[PullProgress], None], cancel: threading.Event) -> Path:
+            return self._store().pull(name, progress, cancel)
+
+        try:
+            return await self._host.download(name, size, fetch)
+        except ModelDownloadCancelled:
+            # The next keystroke would begin it again; a change of the settings asks anew.
+            self._declined.add(name)
+            raise
+
+    def _ended(self, name: str, task: asyncio.Task[Path]) -> None:
+        del self._fetching[name]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("the model could not be fetched: %s", error)
