@@ -30,6 +30,7 @@ from nexo_lsp.pipeline.review import ReviewService
 from nexo_lsp.pipeline.rewrite import Rewriter
 from nexo_lsp.pipeline.step import Workbench
 from nexo_lsp.pipeline.write_tests import TestWriter
+from nexo_lsp.runtime.power import BackgroundCare, power_watch
 from nexo_lsp.runtime.providers.mock import MockProvider
 from nexo_lsp.runtime.providers.native import NativeProvider
 from nexo_lsp.runtime.providers.provider import Provider
@@ -107,6 +108,8 @@ class App:
         self._background: set[asyncio.Task[None]] = set()
         self._selection: Selection = self._select()
         self._answers = Answers(Database(self.folders.state / FILE_NAME), offload)
+        self._power = power_watch(environ, offload)
+        self._power.on_change = self._tell
         bench = Workbench(
             documents=self.documents,
             answers=self._answers,
@@ -119,6 +122,7 @@ class App:
             permitted=self.permitted,
             context_of=self._context_of,
             refresh=self._refresh,
+            care=BackgroundCare(self._power, lambda: self.settings.review.pause_below_battery),
         )
         self.reviews = ReviewService(bench)
         rewriter = Rewriter(bench)
@@ -169,6 +173,7 @@ class App:
             self._drop_engine()
         if before != after:
             self._withdraw()
+            self._power.look_again()
         self._tell()
         return self.resolved.problems
 
@@ -243,6 +248,7 @@ class App:
         if engine is None:
             state = EngineState.IDLE if self._selection.provider is not None else EngineState.FAILED
             engine = EngineStatus(state, name, detail="" if self._selection.provider else self._why_not())
+        waits = self._power.waiting_for
         return Status(
             enabled=self.settings.enable,
             engine=engine.name,
@@ -254,8 +260,8 @@ class App:
             prompt_tokens_per_s=engine.prompt_tokens_per_s,
             decode_tokens_per_s=engine.decode_tokens_per_s,
             memory_bytes=engine.memory_bytes,
-            detail=engine.detail,
-            reasons=(*self._selection.reasons, *_notes(engine)),
+            detail=engine.detail or waits,
+            reasons=(*self._selection.reasons, *_notes(engine), *((waits,) if waits else ())),
             metrics=_metrics(engine),
         )
 

@@ -59,6 +59,8 @@ def nexo_home(
             monkeypatch.delenv(name, raising=False)
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("NEXO_HOME", str(home))
+    # Tests run the same on a laptop whose battery is low: a file that is not there is no battery.
+    monkeypatch.setenv("NEXO_FAKE_BATTERY", str(home / "no-battery"))
     yield home
     end_hubs(home)
     if (folder := request.node.funcargs.get("tmp_path")) is not None:

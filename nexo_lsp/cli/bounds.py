@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nexo_lsp.cli.check import Check
-from nexo_lsp.engines.llama.messages import Load, encode
+from nexo_lsp.engines.llama.asking import Probe, ProbeFailed, probe
+from nexo_lsp.engines.llama.messages import Load
 from nexo_lsp.models.catalog import size_text
 from nexo_lsp.runtime.providers.native import gpu_layers_of
 from nexo_lsp.settings import EngineSettings
-
-_TIMEOUT_S = 120.0
-
-Probe = Callable[[Load], Mapping[str, Any]]
-"""The report of `engines/llama/probe.py`. Raises `ProbeFailed`."""
-
-
-class ProbeFailed(Exception):
-    """The library could not be asked; the text is for people."""
-
-
-def probe(wish: Load) -> Mapping[str, Any]:
-    """Ask in another process: a library that crashes takes its process along."""
-    command = [sys.executable, "-m", "nexo_lsp.engines.llama.probe", encode(wish).decode("ascii").strip()]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ProbeFailed(str(error)) from error
-    last = (done.stdout.strip().splitlines() or [""])[-1]
-    try:
-        return json.loads(last)
-    except ValueError:
-        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise ProbeFailed(said) from None
 
 
 def bounds(

@@ -7,18 +7,17 @@ function is shared by all who ask for it; it ends when its code changes, its fil
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
 from nexo_lsp.documents import Snapshot
 from nexo_lsp.errors import BadAnswer, DisabledError
 from nexo_lsp.generation import Priority, Request
 from nexo_lsp.memory.answers import answer_key
 from nexo_lsp.pipeline.findings import Finding, Overlaps, capped, finding_id, located, moved
-from nexo_lsp.pipeline.step import Pool, SharedJobs, Workbench, infer, joined
+from nexo_lsp.pipeline.review_run import Pass, Remark, ReviewProgress, ReviewReport, Run, parse_remarks
+from nexo_lsp.pipeline.step import SharedJobs, Workbench, first_of, infer, joined
 from nexo_lsp.pipeline.units import Unit, review_units
 from nexo_lsp.text import Edit, Span, shift_span
 
@@ -27,85 +26,8 @@ _log = logging.getLogger("nexo_lsp.review")
 _CONTEXT_TOKENS = 300
 # What one finding takes at the most, with some reserve for the brackets around all.
 _FINDING_TOKENS, _BRACKET_TOKENS = 120, 40
-# Functions that are asked about at once: an engine that writes several answers in one step is quicker so,
-# and one that does not lets them wait.
-_AT_ONCE = 4
 # The usual answer, letter by letter as the schema's grammar has it written.
 NOTHING_FOUND = '{"findings": []}'
-
-
-@dataclass(frozen=True, slots=True)
-class ReviewReport:
-    """The findings of a review; incomplete if the document changed or the job was stopped on the way."""
-
-    version: int
-    findings: tuple[Finding, ...]
-    complete: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ReviewProgress:
-    """How far a review is: units done and in all, the function at hand, tokens made for it so far."""
-
-    done: int
-    total: int
-    symbol: str
-    tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Remark:
-    """A finding as it is stored: without its place, which follows from the quote."""
-
-    quote: str
-    category: str
-    severity: str
-    message: str
-    suggestion: str
-
-
-@dataclass(slots=True)
-class _Run:
-    """A review of one document that is under way."""
-
-    version: int
-    priority: Priority
-    task: asyncio.Task[ReviewReport] | None = None
-    listeners: list[Callable[[ReviewProgress], None]] = field(
-        default_factory=list[Callable[[ReviewProgress], None]]
-    )
-    held: dict[str, Span] = field(default_factory=dict[str, Span])
-    """The keys and places of functions at work: this run's, and what a run before it had begun."""
-
-    def tell(self, progress: ReviewProgress) -> None:
-        for listener in self.listeners:
-            listener(progress)
-
-
-@dataclass(slots=True)
-class _Pass:
-    """What a run has found and is asking for."""
-
-    snapshot: Snapshot
-    run: _Run
-    units: Sequence[Unit]
-    others: Sequence[Snapshot]
-    found: dict[int, tuple[Finding, ...]] = field(default_factory=dict[int, tuple[Finding, ...]])
-    """By the unit's index; those that are missing have no answer yet, or will have none."""
-    asked: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
-    """The units that wait for an answer, by its key."""
-    asking: Pool[tuple[_Remark, ...] | None] = field(
-        default_factory=lambda: Pool[tuple[_Remark, ...] | None](_AT_ONCE)
-    )
-    complete: bool = True
-
-    def teller(self, unit: Unit) -> Callable[[str, int], None]:
-        """Tells the run's listeners how far `unit` is."""
-
-        def tell(_text: str, tokens: int) -> None:
-            self.run.tell(ReviewProgress(len(self.found), len(self.units), unit.symbol, tokens))
-
-        return tell
 
 
 class ReviewService:
@@ -113,8 +35,8 @@ class ReviewService:
 
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
-        self._jobs: SharedJobs[tuple[_Remark, ...]] = SharedJobs()
-        self._runs: dict[str, _Run] = {}
+        self._jobs: SharedJobs[tuple[Remark, ...]] = SharedJobs()
+        self._runs: dict[str, Run] = {}
         self._shown: dict[str, tuple[Finding, ...]] = {}
         self._dismissed: set[str] = set()
         self.on_findings: Callable[[Snapshot, tuple[Finding, ...]], None] = lambda _snapshot, _findings: None
@@ -143,12 +65,12 @@ class ReviewService:
         if run is None or run.version != snapshot.version or run.task is None or run.task.done():
             if run is not None and run.task is not None:
                 run.task.cancel()
-            run = _Run(snapshot.version, priority, held=dict(run.held) if run is not None else {})
+            run = Run(snapshot.version, priority, held=dict(run.held) if run is not None else {})
             self._runs[uri] = run
             run.task = asyncio.get_running_loop().create_task(self._work(snapshot, run), name="nexo:review")
             # A failure is every asker's; if all of them have left, it has been logged by the job.
             run.task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        run.priority = min(run.priority, priority)
+        run.urge(priority)
         if progress is not None:
             run.listeners.append(progress)
         task = run.task
@@ -213,14 +135,14 @@ class ReviewService:
         if not self._bench.settings().review.enabled:
             raise DisabledError("Review is switched off (nexo.review.enabled).")
 
-    def _hold(self, run: _Run, key: str, place: Span | None) -> None:
+    def _hold(self, run: Run, key: str, place: Span | None) -> None:
         """Note where the code behind `key` stands now; work on code that was touched (None) ends."""
         if place is not None:
             run.held[key] = place
         elif run.held.pop(key, None) is not None:
             self._jobs.cancel(key)
 
-    async def _work(self, snapshot: Snapshot, run: _Run) -> ReviewReport:
+    async def _work(self, snapshot: Snapshot, run: Run) -> ReviewReport:
         bench = self._bench
         units = (
             await bench.offload(lambda: review_units(snapshot))
@@ -231,7 +153,7 @@ class ReviewService:
         others = await bench.others(snapshot)
         self._drop_strays(snapshot, units)
         self._drop_held(snapshot, run, units, others)
-        work = _Pass(snapshot, run, units, others)
+        work = Pass(snapshot, run, units, others)
         try:
             for index in range(len(units)):
                 # Known answers would otherwise follow each other without a turn for anybody else.
@@ -259,7 +181,7 @@ class ReviewService:
         complete = work.complete and bench.documents.find(snapshot.uri) is snapshot
         return ReviewReport(snapshot.version, self.findings(snapshot.uri), complete)
 
-    async def _begin(self, work: _Pass, index: int) -> None:
+    async def _begin(self, work: Pass, index: int) -> None:
         """Take the known answer for a unit, or have the engine asked. Raises `DisabledError`."""
         bench, snapshot, run, unit = self._bench, work.snapshot, work.run, work.units[index]
         if self._place_now(snapshot, unit.span) is None:
@@ -277,6 +199,9 @@ class ReviewService:
             work.found[index] = self._findings(unit, remarks)
             return
         self._merge(snapshot, work.units, work.found)
+        await self._spare(work)
+        if work.asking.error is not None:
+            return
         await bench.refresh(snapshot)
         self._require(snapshot)
         place = self._place_now(snapshot, unit.span)
@@ -285,9 +210,21 @@ class ReviewService:
             return
         run.held[key] = place
         work.asked[key] = [index]
+        # Somebody may have asked for the review meanwhile.
+        request = replace(request, priority=run.priority)
         work.asking.start(key, self._answer(run, key, self._ask(key, request, tell)))
 
-    async def _collect(self, work: _Pass) -> None:
+    async def _spare(self, work: Pass) -> None:
+        """What nobody asked for waits while the machine is spared; answers on their way are shown first."""
+        care, wanted = self._bench.care, work.run.wanted
+        if care is None or wanted.is_set() or not await care.paused():
+            return
+        while work.asking.busy:
+            await self._collect(work)
+        if work.asking.error is None:
+            await first_of(care.until_allowed(), wanted.wait())
+
+    async def _collect(self, work: Pass) -> None:
         """Wait for an answer, and show what it found."""
         for key, remarks in await work.asking.ended():
             for index in work.asked.pop(key):
@@ -305,7 +242,7 @@ class ReviewService:
             self._show(snapshot, tuple(kept))
 
     def _drop_held(
-        self, snapshot: Snapshot, run: _Run, units: Sequence[Unit], others: Sequence[Snapshot]
+        self, snapshot: Snapshot, run: Run, units: Sequence[Unit], others: Sequence[Snapshot]
     ) -> None:
         """End what a run before this one had begun, unless this one would ask the very same."""
         for key, place in list(run.held.items()):
@@ -334,31 +271,31 @@ class ReviewService:
         )  # fmt: skip
         return key, request
 
-    async def _known(self, key: str) -> tuple[_Remark, ...] | None:
+    async def _known(self, key: str) -> tuple[Remark, ...] | None:
         """The answer that was given before."""
         cached = await self._bench.answers.get(key)
         try:
-            return None if cached is None else _parse(cached)
+            return None if cached is None else parse_remarks(cached)
         except BadAnswer as error:
             _log.warning("a stored answer is asked for again: %s", error)
             return None
 
     def _ask(
         self, key: str, request: Request, tell: Callable[[str, int], None]
-    ) -> asyncio.Task[tuple[_Remark, ...]]:
+    ) -> asyncio.Task[tuple[Remark, ...]]:
         """The work on an answer, which whoever asks the same joins."""
 
-        async def ask() -> tuple[_Remark, ...]:
+        async def ask() -> tuple[Remark, ...]:
             answer = await infer(self._bench.engine(), request, tell)
-            remarks = _parse(answer.text)
+            remarks = parse_remarks(answer.text)
             await self._bench.answers.put(key, "review", answer.text)
             return remarks
 
         return self._jobs.start(key, ask)
 
     async def _answer(
-        self, run: _Run, key: str, job: asyncio.Task[tuple[_Remark, ...]]
-    ) -> tuple[_Remark, ...] | None:
+        self, run: Run, key: str, job: asyncio.Task[tuple[Remark, ...]]
+    ) -> tuple[Remark, ...] | None:
         """The engine's answer; None if the code was touched before it came."""
         try:
             return await joined(job)
@@ -372,7 +309,7 @@ class ReviewService:
         finally:
             run.held.pop(key, None)
 
-    def _findings(self, unit: Unit, remarks: Sequence[_Remark]) -> tuple[Finding, ...]:
+    def _findings(self, unit: Unit, remarks: Sequence[Remark]) -> tuple[Finding, ...]:
         """The remarks whose quote is in the unit's code; where exactly is found out when they are shown."""
         highest = self._bench.settings().review.max_severity
         findings: dict[str, Finding] = {}
@@ -431,14 +368,3 @@ def _cancelled_myself() -> bool:
     """Whether the current task itself was asked to cancel (and not a task that it was waiting for)."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _parse(text: str) -> tuple[_Remark, ...]:
-    try:
-        answer: Any = json.loads(text)
-        return tuple(
-            _Remark(*(str(item[name]) for name in ("quote", "category", "severity", "message", "suggestion")))
-            for item in answer["findings"]
-        )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise BadAnswer(f"The model's review could not be read and was left out ({error}).") from error

@@ -17,6 +17,7 @@ from nexo_lsp.errors import DisabledError, DocumentNotOpen
 from nexo_lsp.generation import FinishReason, Piece, Request, Usage
 from nexo_lsp.memory.answers import Answers
 from nexo_lsp.offload import Offload
+from nexo_lsp.runtime.power import BackgroundCare
 from nexo_lsp.settings import Settings
 
 T = TypeVar("T")
@@ -42,6 +43,8 @@ class Workbench:
     """Whether the document may be shown beside others, which is less than being shown for itself."""
     refresh: Callable[..., Awaitable[None]]
     """Called with snapshots before `permitted` is asked for a request: notices what changed on disk."""
+    care: BackgroundCare | None = None
+    """Holds back what nobody asked for, where a battery is to be spared."""
 
     def require(self, snapshot: Snapshot) -> None:
         """Raise `DisabledError` unless the document may be shown to the model."""
@@ -184,6 +187,18 @@ class Pool(Generic[T]):
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
+
+
+async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of them ends; the others are cancelled. Raises what that one raises."""
+    tasks = [asyncio.get_running_loop().create_task(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def joined(task: asyncio.Task[T]) -> T:

@@ -41,6 +41,8 @@ class Gpu:
     total_bytes: int
     shares_memory: bool = False
     """Whether its memory is the machine's own."""
+    device: str = ""
+    """What ggml calls it: `CUDA0`, `Vulkan1`, `HTP0`, …"""
 
 
 @dataclass(frozen=True, slots=True)

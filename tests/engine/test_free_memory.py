@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nexo_lsp.engines.llama.free_memory import container_free, free_memory
+from nexo_lsp.engines.llama.control_groups import container_free
+from nexo_lsp.engines.llama.free_memory import free_memory
 
 GIB = 2**30
 NO_LIMIT_V1 = "9223372036854771712"

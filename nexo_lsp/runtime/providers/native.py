@@ -59,7 +59,14 @@ class NativeProvider:
 
     def create_engine(self, on_status: Callable[[EngineStatus], None]) -> Engine:
         """A `LlamaEngine` that starts its worker at the first request."""
-        options = LlamaOptions(
+        spawn = _shared(self.home()) if self.settings.shared else spawn_private
+        engine = LlamaEngine(self.model, self.options(), spawn=spawn, tune=self._tuned)
+        engine.on_status = on_status
+        return engine
+
+    def options(self) -> LlamaOptions:
+        """What the settings say about how the engine is run."""
+        return LlamaOptions(
             context_tokens=self.settings.context_tokens,
             threads=self.settings.threads,
             gpu_layers=gpu_layers_of(self.settings.gpu_layers),
@@ -68,10 +75,6 @@ class NativeProvider:
             unpack_folder=unpack_folder(self.settings, self.home()),
             idle_unload_s=self.settings.idle_unload_minutes * 60,
         )
-        spawn = _shared(self.home()) if self.settings.shared else spawn_private
-        engine = LlamaEngine(self.model, options, spawn=spawn, tune=self._tuned)
-        engine.on_status = on_status
-        return engine
 
     def _tuned(self, path: Path, options: LlamaOptions) -> LlamaOptions:
         tuning = tuning_of(self.settings, path, self.home().state)

@@ -97,6 +97,7 @@ async def make_desk(tmp_path: Path) -> AsyncIterator[MakeDesk]:
         app = create_app(
             {
                 "NEXO_HOME": str(tmp_path / "home"),
+                "NEXO_FAKE_BATTERY": str(tmp_path / "no-battery"),
                 "NEXO_ENGINE": "mock",
                 "NEXO_MOCK_SCRIPT": str(script),
                 "NEXO_MOCK_LOG": str(log),
