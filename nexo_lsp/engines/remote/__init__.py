@@ -1,0 +1,1 @@
+"""Engines on other machines: any server that speaks OpenAI's protocol."""
