@@ -1,13 +1,13 @@
 """A Ray Serve application: replicas of llama-cpp-python's OpenAI-compatible server behind one address.
 
-`config.yaml` beside this file starts it: `serve run config.yaml`. Ray's proxy takes the requests and gives each to
-a replica that is free; Ray's controller starts, watches, replaces, adds and removes replicas. Inside a replica runs
-`llama_cpp.server` as it is. What is added here: the model's name of the catalogue, the number of threads and
-layers from what Ray assigned, the replica's name in each answer, and that the work on a request ends at once when
-its client has left, in the middle of a prompt too (the server itself notices between two tokens).
+`config.yaml` beside this file starts it: `serve run config.yaml`. Ray's proxy takes the requests and gives
+each to a replica that is free; Ray's controller starts, watches, replaces, adds and removes replicas. Inside a
+replica runs `llama_cpp.server` as it is. What is added here: the model's name of the catalogue, the number of
+threads and layers from what Ray assigned, the replica's name in each answer, and that the work on a request
+ends at once when its client has left, in the middle of a prompt too (the server itself notices between tokens).
 """
 
-# No `from __future__ import annotations` here: Serve reads the type of `build`'s argument to check `args` with it.
+# No `from __future__ import annotations` here: Serve checks `args` with the type of `build`'s argument.
 import asyncio
 import contextlib
 import ctypes
@@ -38,8 +38,8 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(
-        description="A GGUF file that lies at this path on every node, or a name of nexo-lsp's catalogue, which each "
-        "node fetches once (nexo-lsp has to be installed there)."
+        description="A GGUF file at this path on every node, or a name of nexo-lsp's catalogue, which each node "
+        "fetches once (nexo-lsp has to be installed there)."
     )
     name: str = Field(default="", description="The model's name for clients; empty is the file's.")
     context_tokens: int = Field(default=8192, ge=512, description="Prompt and answer together.")
@@ -170,7 +170,7 @@ class Watch:
         def leave() -> None:
             nonlocal left
             left = True
-            # With several requests at work (`max_ongoing_requests` above 1) it might be another's evaluation.
+            # Where several requests may be at work (`max_ongoing_requests`), it might be another's evaluation.
             if self._at_work == 1:
                 self._interrupt.set()
 
@@ -212,8 +212,8 @@ class Watch:
 class Interrupt:
     """Ends an evaluation that is under way.
 
-    llama.cpp asks a function before every node of its graph. It gets the C library's `strlen` and a text that is
-    empty until `set`: so no Python runs inside the graph. An evaluation that was ended leaves the model as it was.
+    llama.cpp asks a function before every node of its graph. It gets the C library's `strlen` and a text that
+    is empty until `set`: so no Python runs inside the graph. What was ended leaves the model as it was.
     """
 
     def __init__(self) -> None:
