@@ -1,10 +1,11 @@
 """A Ray Serve application: replicas of llama-cpp-python's OpenAI-compatible server behind one address.
 
 `config.yaml` beside this file starts it: `serve run config.yaml`. Ray's proxy takes the requests and gives
-each to a replica that is free; Ray's controller starts, watches, replaces, adds and removes replicas. Inside a
-replica runs `llama_cpp.server` as it is. What is added here: the model's name of the catalogue, the number of
-threads and layers from what Ray assigned, the replica's name in each answer, and that the work on a request
-ends at once when its client has left, in the middle of a prompt too (the server itself notices between tokens).
+each to a replica that is free; Ray's controller starts, watches, replaces, adds and removes replicas. Inside
+a replica runs `llama_cpp.server` as it is. What is added here: the model's name of the catalogue, the number
+of threads and layers from what Ray assigned, the replica's name in each answer, and that the work on a
+request ends at once when its client has left, in the middle of a prompt too (the server itself notices it
+between tokens).
 """
 
 # No `from __future__ import annotations` here: Serve checks `args` with the type of `build`'s argument.
@@ -38,8 +39,8 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str = Field(
-        description="A GGUF file at this path on every node, or a name of nexo-lsp's catalogue, which each node "
-        "fetches once (nexo-lsp has to be installed there)."
+        description="A GGUF file at this path on every node, or a name of nexo-lsp's catalogue, which each "
+        "node fetches once (nexo-lsp has to be installed there)."
     )
     name: str = Field(default="", description="The model's name for clients; empty is the file's.")
     context_tokens: int = Field(default=8192, ge=512, description="Prompt and answer together.")
@@ -47,7 +48,7 @@ class Options(BaseModel):
     gpu_layers: int | None = Field(default=None, ge=-1, description="Unset: all with a GPU, none without.")
     api_key_file: str = Field(
         default="",
-        description="A file on every node whose first line clients have to send as bearer token; empty: none.",
+        description="A file on every node with the key that clients have to send; empty: none is wanted.",
     )
     stall_s: float = Field(
         default=300, gt=0, description="A replica that makes nothing for so long amid a request is replaced."
@@ -143,7 +144,7 @@ def _api_key(file: str) -> str | None:
 
 
 class Watch:
-    """The server's app, watched: who answered, when a token came last, and whether the client is still there."""
+    """The server's app, watched: who answers, when a token came last, whether the client is still there."""
 
     def __init__(self, app: AsgiApp, replica: str) -> None:
         self._app = app
@@ -170,7 +171,7 @@ class Watch:
         def leave() -> None:
             nonlocal left
             left = True
-            # Where several requests may be at work (`max_ongoing_requests`), it might be another's evaluation.
+            # Where several are at work (`max_ongoing_requests`), it might be another's evaluation.
             if self._at_work == 1:
                 self._interrupt.set()
 

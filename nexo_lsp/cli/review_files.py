@@ -47,8 +47,8 @@ class FileReviews:
         """Review every file; gives the error that cost a file its review, if one did.
 
         One bad file does not cost the others theirs, but an engine that fails again, over a file that was
-        begun after a failure, will not get better: then its error is raised. Being cancelled ends all; what was
-        found stays, and is shown.
+        begun after a failure, will not get better: then its error is raised. Being cancelled ends all; what
+        was found stays, and is shown.
         """
         reviews = self._app.reviews
         reviews.side_by_side(self._jobs)
