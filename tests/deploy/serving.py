@@ -62,14 +62,15 @@ class Cluster:
                     found.append(process)
         return found
 
+    def replicas(self) -> list[psutil.Process]:
+        """The processes of the replicas."""
+        return [process for process in self.processes() if "ServeReplica" in process.name()]
+
     def replica(self, identity: str) -> psutil.Process:
         """The process of a replica, by the name that its answers carry: it is part of its log file's name."""
-        for process in self.processes():
-            if "ServeReplica" not in process.name():
-                continue
-            with contextlib.suppress(psutil.Error):
-                if any(identity in file.path for file in process.open_files()):
-                    return process
+        for process in self.replicas():
+            if any(identity in file.path for file in process.open_files()):
+                return process
         raise LookupError(identity)
 
     def log(self) -> str:

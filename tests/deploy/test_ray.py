@@ -17,8 +17,13 @@ import httpx
 import psutil
 import pytest
 
+from nexo_lsp.engines.remote.endpoint import Endpoint, RemoteOptions
+from nexo_lsp.engines.remote.engine import RemoteEngine
+from nexo_lsp.errors import EngineCrashed
+from nexo_lsp.generation import FinishReason
 from tests.conftest import IN_CI
 from tests.deploy.serving import START_S, Cluster, cluster, until
+from tests.engine.requests import chat, collect, saying
 
 pytestmark = [pytest.mark.model, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -119,10 +124,57 @@ async def test_a_killed_replica_costs_its_own_answer_and_comes_back(
                 pass
         assert len([text async for text in whole]) > 20, "the other one goes on"
 
+    found = await two_again(client)
+    assert living in found
+    assert dying not in found
+
+
+async def two_again(client: httpx.AsyncClient) -> set[str]:
+    """Wait until two replicas take requests."""
     found: set[str] = set()
     async with asyncio.timeout(START_S):
         while len(found) < 2:
             with contextlib.suppress(httpx.HTTPError, KeyError, AssertionError):
                 found = await both_replicas(client)
-    assert living in found
-    assert dying not in found
+    return found
+
+
+@pytest.fixture
+async def engine(served: Cluster, client: httpx.AsyncClient) -> AsyncIterator[RemoteEngine]:
+    await two_again(client)
+    one = RemoteEngine([Endpoint(f"{served.url}/v1")], RemoteOptions(answer_timeout_s=START_S))
+    yield one
+    await one.close()
+
+
+async def test_our_engine_gets_answers_in_the_shape_of_a_schema(engine: RemoteEngine) -> None:
+    text, last = await collect(engine.stream(saying("a lighthouse")))
+    assert json.loads(text) == "a lighthouse"
+    assert last.finish is FinishReason.STOP
+
+
+async def test_an_answer_that_was_shown_in_part_ends_with_an_error(
+    engine: RemoteEngine, served: Cluster
+) -> None:
+    async with contextlib.aclosing(engine.stream(chat(LONG, max_tokens=200))) as stream:
+        assert (await anext(stream)).text
+        until(lambda: working_one(served), "the replica at work").kill()
+        with pytest.raises(EngineCrashed):
+            async for _ in stream:
+                pass
+
+
+async def test_an_answer_of_which_nothing_was_shown_is_begun_again(
+    engine: RemoteEngine, served: Cluster
+) -> None:
+    question = chat("some words and letters " * 150, max_tokens=4)
+    answer = asyncio.ensure_future(collect(engine.stream(question)))
+    replica = await asyncio.to_thread(until, lambda: working_one(served), "the replica at work")
+    replica.kill()
+    text, _ = await answer
+    assert text
+
+
+def working_one(served: Cluster) -> psutil.Process | None:
+    """The replica that computes."""
+    return next((replica for replica in served.replicas() if busy(replica)), None)
