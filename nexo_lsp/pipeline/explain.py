@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nexo_lsp.errors import BadAnswer
-from nexo_lsp.generation import Priority, Request
+from nexo_lsp.generation import Operation, Priority, Request
 from nexo_lsp.pipeline.actions import ActionProgress, Explanation, Listener, Task
 from nexo_lsp.pipeline.code import language_word
 from nexo_lsp.pipeline.step import Workbench, infer
@@ -38,7 +38,9 @@ class Explainer:
             priority=Priority.FOREGROUND,
         )
         answer = await infer(
-            bench.engine(), request, lambda text, tokens: progress(ActionProgress(tokens, text))
+            bench.engine(Operation.ACTION),
+            request,
+            lambda text, tokens: progress(ActionProgress(tokens, text)),
         )
         if not answer.text.strip():
             raise BadAnswer("The model had no explanation. Try again, or try a larger model.")

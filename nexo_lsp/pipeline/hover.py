@@ -11,7 +11,7 @@ from nexo_lsp.context.gather import outline_of
 from nexo_lsp.context.index import DefinitionIndex
 from nexo_lsp.documents import Snapshot
 from nexo_lsp.errors import NexoError
-from nexo_lsp.generation import Priority, Request
+from nexo_lsp.generation import Operation, Priority, Request
 from nexo_lsp.memory.answers import answer_key
 from nexo_lsp.pipeline.step import SharedJobs, Workbench, infer, joined
 from nexo_lsp.pipeline.units import dedented
@@ -166,7 +166,7 @@ class HoverService:
         )
         key = answer_key(
             "hover",
-            bench.model_key(),
+            bench.model_key(Operation.ACTION),
             bench.prompts.version,
             *(message.content for message in prompt.messages),
         )
@@ -176,7 +176,7 @@ class HoverService:
 
     async def _explain(self, key: str, request: Request) -> str:
         try:
-            answer = await infer(self._bench.engine(), request)
+            answer = await infer(self._bench.engine(Operation.ACTION), request)
         except NexoError as error:
             self._failed[key] = str(error)
             if len(self._failed) > _MOST_FAILED:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from nexo_lsp.documents import Snapshot
 from nexo_lsp.errors import BadAnswer, DisabledError
-from nexo_lsp.generation import Priority, Request
+from nexo_lsp.generation import Operation, Priority, Request
 from nexo_lsp.memory.answers import answer_key
 from nexo_lsp.pipeline.findings import Finding, Overlaps, capped, finding_id, located, moved
 from nexo_lsp.pipeline.review_run import (
@@ -290,7 +290,7 @@ class ReviewService:
             priority=priority,
         )
         key = answer_key(
-            "review", bench.model_key(), bench.prompts.version, str(settings.max_findings),
+            "review", bench.model_key(Operation.REVIEW), bench.prompts.version, str(settings.max_findings),
             prompt.messages[-1].content,
         )  # fmt: skip
         return key, request
@@ -311,7 +311,7 @@ class ReviewService:
 
         async def ask() -> tuple[Remark, ...]:
             async with self._turns or contextlib.nullcontext():
-                answer = await infer(self._bench.engine(), request, tell)
+                answer = await infer(self._bench.engine(Operation.REVIEW), request, tell)
             remarks = parse_remarks(answer.text)
             await self._bench.answers.put(key, "review", answer.text)
             return remarks

@@ -9,7 +9,7 @@ from nexo_lsp.context.budget import estimate_tokens
 from nexo_lsp.context.gather import around
 from nexo_lsp.documents import Snapshot
 from nexo_lsp.errors import BadAnswer, EditRefused, UsageError
-from nexo_lsp.generation import ChatPrompt, FinishReason, InfillPrompt, Priority, Request
+from nexo_lsp.generation import ChatPrompt, FinishReason, InfillPrompt, Operation, Priority, Request
 from nexo_lsp.pipeline.actions import ActionKind, ActionProgress, Listener, Proposal, Task
 from nexo_lsp.pipeline.code import (
     FENCE,
@@ -110,7 +110,7 @@ class Rewriter:
         def on_piece(text: str, tokens: int) -> None:
             progress(ActionProgress(tokens, indented(place.head + "\n" + text, place.indent)))
 
-        answer = await infer(self._bench.engine(), request, on_piece)
+        answer = await infer(self._bench.engine(Operation.ACTION), request, on_piece)
         code = _code_of(answer, snapshot, place)
         self._require_use(task, place, code)
         old = text_at(snapshot, place.span)
@@ -172,7 +172,7 @@ class Rewriter:
             progress(ActionProgress(tokens, indent + text))
             return ends_of_block(text, indent) < len(text.rstrip())
 
-        answer = await infer(bench.engine(), request, on_piece)
+        answer = await infer(bench.engine(Operation.ACTION), request, on_piece)
         text = unix(answer.text)
         text = text[: ends_of_block(text, indent)]
         if answer.finish is not FinishReason.STOP and len(text) == len(answer.text):

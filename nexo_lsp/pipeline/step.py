@@ -14,7 +14,7 @@ from nexo_lsp.context.prompts import Prompts
 from nexo_lsp.documents import DocumentStore, Snapshot
 from nexo_lsp.engines.engine import Engine
 from nexo_lsp.errors import DisabledError, DocumentNotOpen
-from nexo_lsp.generation import FinishReason, Piece, Request, Usage
+from nexo_lsp.generation import FinishReason, Operation, Piece, Request, Usage
 from nexo_lsp.memory.answers import Answers
 from nexo_lsp.offload import Offload
 from nexo_lsp.runtime.power import BackgroundCare
@@ -33,9 +33,9 @@ class Workbench:
     gatherer: Gatherer
     prompts: Prompts
     offload: Offload
-    engine: Callable[[], Engine]
+    engine: Callable[[Operation], Engine]
     settings: Callable[[], Settings]
-    model_key: Callable[[], str]
+    model_key: Callable[[Operation], str]
     """What identifies the model and engine in the keys of cached answers."""
     permitted: Callable[[Snapshot], str | None]
     """None if the document may be shown to the model, else the reason against it."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nexo_lsp.errors import BadAnswer, EditRefused, UsageError
-from nexo_lsp.generation import Priority, Request
+from nexo_lsp.generation import Operation, Priority, Request
 from nexo_lsp.pipeline.actions import ActionProgress, Listener, NewFile, Proposal, Task
 from nexo_lsp.pipeline.code import FENCE, unfenced
 from nexo_lsp.pipeline.step import Workbench, infer
@@ -75,7 +75,7 @@ class TestWriter:
             priority=Priority.FOREGROUND,
         )
         answer = await infer(
-            bench.engine(),
+            bench.engine(Operation.ACTION),
             request,
             lambda text, tokens: progress(ActionProgress(tokens, place.opening + text)),
         )

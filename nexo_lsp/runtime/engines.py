@@ -55,9 +55,10 @@ class Engines:
     ) -> None:
         """Choose anew. Engines that are no longer wanted finish what they are doing and are closed."""
         for operation, these in offers.items():
-            keys = {offer.provider: offer.key for offer in these}
-            found = select([*keys], environment, NEEDS[operation], policies[operation])
-            members = tuple(keys[candidate.provider] for candidate in found.ranked)
+            keys = {id(offer.provider): offer.key for offer in these}
+            providers = [offer.provider for offer in these]
+            found = select(providers, environment, NEEDS[operation], policies[operation])
+            members = tuple(keys[id(candidate.provider)] for candidate in found.ranked)
             self._selections[operation] = found
             if self._members.get(operation) == members:
                 continue

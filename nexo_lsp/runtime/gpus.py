@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def find_gpus(state: Path, ask: Probe = probe, key: Callable[[], str] | None = N
     Never raises. A library that is missing, or that cannot be asked, has no GPUs and a reason; that is not
     written down, so that the next start asks again.
     """
-    if importlib.util.find_spec("llama_cpp") is None and ask is probe:
+    if ask is probe and _spec() is None:
         return Found((), "llama-cpp-python is not installed")
     # Taken first: a library that is replaced meanwhile is asked again at the next start.
     now = (key or library_key)()
@@ -125,7 +126,7 @@ def _facts(environ: Mapping[str, str]) -> Iterator[str]:
         yield "no llama-cpp-python"
     # The kernel of Linux, or the version of macOS and Windows: drivers come with it.
     yield f"{platform.system()} {platform.release()} {platform.machine()}"
-    spec = known("llama_cpp", lambda: importlib.util.find_spec("llama_cpp"))
+    spec = _spec()
     for folder in spec.submodule_search_locations or () if spec is not None else ():
         yield from _identities(Path(folder) / "lib", listing(str(Path(folder) / "lib")))
     yield from sorted(f"{name}={value}" for name, value in environ.items() if name.startswith(_VARIABLES))
@@ -134,6 +135,11 @@ def _facts(environ: Mapping[str, str]) -> Iterator[str]:
     yield from (f"{path}: {Path(path).exists()}" for path in _DRIVER_FILES)
     if root := environ.get("SystemRoot"):
         yield from _identities(Path(root) / "System32", _DRIVER_LIBRARIES)
+
+
+def _spec() -> ModuleSpec | None:
+    """Where the library is installed; it is not imported."""
+    return known("llama_cpp", lambda: importlib.util.find_spec("llama_cpp"))
 
 
 def _identities(folder: Path, names: Sequence[str]) -> Iterator[str]:
@@ -166,8 +172,9 @@ def _remember(state: Path, key: str, gpus: tuple[Gpu, ...]) -> None:
     except OSError as error:
         # It is only asked again.
         _log.info("the GPUs found could not be written down: %s", error)
-        with suppress(OSError):
-            Path(name).unlink()
+        if name:
+            with suppress(OSError):
+                Path(name).unlink()
 
 
 @cache

@@ -86,7 +86,7 @@ def test_closing_comes_to_an_end_when_background_work_has_just_finished(tmp_path
 async def test_closing_waits_until_a_download_has_come_to_rest(tmp_path: Path) -> None:
     host = Downloading()
     app = create_app({"NEXO_HOME": str(tmp_path), "NEXO_ENGINE": "native"}, host)
-    asking = asyncio.create_task(app.model_file())
+    asking = asyncio.create_task(app.room.model_file())
     await host.begun.wait()
     await app.close()
     assert host.ended_in_good_order
@@ -110,13 +110,13 @@ async def test_a_download_that_the_user_stopped_does_not_begin_again_by_itself(t
     host = Stopping()
     app = create_app({"NEXO_HOME": str(tmp_path), "NEXO_ENGINE": "native"}, host)
     with pytest.raises(ModelDownloadCancelled):
-        await app.model_file()
+        await app.room.model_file()
     with pytest.raises(ModelMissing, match="nexo-lsp models pull"):
-        await app.model_file()
+        await app.room.model_file()
     assert host.downloads == 1
     app.configure([Layer("editor", {"models": {"autoDownload": "always"}})])
     with pytest.raises(ModelDownloadCancelled):
-        await app.model_file()
+        await app.room.model_file()
     assert host.downloads == 2
     await app.close()
 
@@ -126,14 +126,15 @@ async def test_the_status_has_the_engines_metrics_and_reasons(
 ) -> None:
     app = create_app({"NEXO_HOME": str(tmp_path), "NEXO_ENGINE": "mock"}, Downloading())
     assert app.status().metrics is None
-    engine, chosen = app.engine(), app.status().reasons
+    chosen = app.status().reasons
     known = Metrics(waiting=2, batch_fill=1.5, swapped_bytes=7)
     extra = {
         "metrics": asdict(known),
         "notes": ("the cache is kept as q8_0",),
         "sharedReason": "it is shared",
     }
-    monkeypatch.setattr(engine, "status", lambda: EngineStatus(EngineState.READY, "native", extra=extra))
+    busy = EngineStatus(EngineState.READY, "native", extra=extra)
+    monkeypatch.setattr(app.room.engines, "status", lambda _operation: busy)
     status = app.status()
     assert status.metrics == known
     assert status.reasons == (*chosen, "it is shared", "the cache is kept as q8_0")

@@ -41,6 +41,8 @@ class NativeProvider:
     installed: Callable[[], bool] = is_installed
     home: Callable[[], Folders] = lambda: folders(os.environ)
     """Where the worker that is shared is found."""
+    parameters: float | None = None
+    """The size of the model in billions, if it is known."""
     name: str = "native"
 
     def traits(self) -> Traits:

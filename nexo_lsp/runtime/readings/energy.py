@@ -19,7 +19,7 @@ from nexo_lsp.runtime.readings.readings import Readings, known
 
 FAKE_BATTERY = "NEXO_FAKE_BATTERY"
 """A test aid, as the mock engine's variables are: names a JSON file that stands in for the battery, which the
-test may rewrite: `{"percent": 10, "plugged": false}`, or `null` for none. The machine is never too hot then."""
+test may rewrite: `{"percent": 10, "plugged": false}`, or `null` for none. Then it is never too hot either."""
 
 _SUPPLIES = "/sys/class/power_supply"
 _ZONES = "/sys/class/thermal"

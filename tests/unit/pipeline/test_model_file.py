@@ -33,7 +33,7 @@ async def test_another_model_is_not_answered_with_the_one_that_is_being_fetched(
     waiting: list[asyncio.Task[Path]] = []
     for name in names:
         app.configure([Layer("test", {"model": name})])
-        waiting.append(asyncio.create_task(app.model_file()))
+        waiting.append(asyncio.create_task(app.room.model_file()))
         await asyncio.sleep(0)  # the model is the one of the moment when it is asked for
     while len(host.asked) < 2:  # noqa: ASYNC110 - the host has no event for it
         await asyncio.sleep(0)

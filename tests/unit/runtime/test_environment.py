@@ -108,6 +108,7 @@ def test_a_battery_can_be_faked(tmp_path: Path) -> None:
     ]:
         file.write_text(text, encoding="utf-8")
         assert battery_of(readings) == battery
+    assert heat_of(linux(environ=readings.environ, files=zone(99_000, ("hot", 95_000)))) is None
 
 
 def zone(temperature: int, *trips: tuple[str, int]) -> dict[str, str]:

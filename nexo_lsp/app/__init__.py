@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from nexo_lsp.app.engine_room import EngineRoom, Hooks
 from nexo_lsp.context.gather import Gatherer
 from nexo_lsp.context.prompts import Prompts
 from nexo_lsp.documents import DocumentStore, Snapshot, local_place
 from nexo_lsp.engines.engine import Engine
 from nexo_lsp.engines.llama.messages import Metrics
-from nexo_lsp.errors import DisabledError, ModelCorrupt, ModelDownloadCancelled, ModelMissing, NexoError
+from nexo_lsp.errors import DisabledError, NexoError
 from nexo_lsp.folders import Folders, folders
-from nexo_lsp.generation import Capabilities, EngineState, EngineStatus, Piece, Request
+from nexo_lsp.generation import Capabilities, EngineState, EngineStatus, Operation, Piece, Request
 from nexo_lsp.ignore import IgnoreRules
 from nexo_lsp.memory.answers import Answers
 from nexo_lsp.offload import Offload, in_thread
@@ -30,36 +30,25 @@ from nexo_lsp.pipeline.review import ReviewService
 from nexo_lsp.pipeline.rewrite import Rewriter
 from nexo_lsp.pipeline.step import Workbench
 from nexo_lsp.pipeline.write_tests import TestWriter
+from nexo_lsp.runtime.environment import Environment
+from nexo_lsp.runtime.machine import read_environment
 from nexo_lsp.runtime.power import BackgroundCare, power_watch
-from nexo_lsp.runtime.providers.mock import MockProvider
-from nexo_lsp.runtime.providers.native import NativeProvider
-from nexo_lsp.runtime.providers.provider import Provider
-from nexo_lsp.runtime.selection import Selection, select
+from nexo_lsp.runtime.supply import Asks, Fetch
 from nexo_lsp.settings import Layer, Problem, Resolved, Settings, effective
 from nexo_lsp.storage import FILE_NAME, Database
 from nexo_lsp.text import Edit
 
 if TYPE_CHECKING:
-    # The store brings an HTTP library along; a server that already has its model never needs it at start.
-    from nexo_lsp.models.progress import PullProgress
     from nexo_lsp.models.store import ModelStore
 
 _log = logging.getLogger("nexo_lsp.app")
 
 Level = Literal["error", "warning", "info"]
-Fetch = Callable[[Callable[["PullProgress"], None], threading.Event], Path]
+__all__ = ["App", "Fetch", "Host", "Level", "Status", "create_app"]
 
 
-class Host(Protocol):
+class Host(Asks, Protocol):
     """What the app needs from its surroundings: an editor, or a terminal."""
-
-    async def confirm_download(self, model: str, size_bytes: int) -> bool:
-        """Ask the user whether a model may be fetched."""
-        ...
-
-    async def download(self, model: str, size_bytes: int, fetch: Fetch) -> Path:
-        """Run `fetch(progress, cancel)` away from the loop, showing progress; `cancel` is set to end it."""
-        ...
 
     def notice(self, message: str, level: Level) -> None:
         """Tell the user one thing."""
@@ -90,7 +79,15 @@ class Status:
 class App:
     """The services of one server or one command, wired."""
 
-    def __init__(self, environ: Mapping[str, str], host: Host, offload: Offload) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        host: Host,
+        offload: Offload,
+        environment: Environment,
+        *,
+        upgrades: bool,
+    ) -> None:
         self._environ = environ
         self._host = host
         self._offload = offload
@@ -100,13 +97,22 @@ class App:
         self.trusted = False
         self.resolved: Resolved = effective(self.folders.settings_file, environ)
         self.on_status: Callable[[Status], None] = lambda _status: None
-        self._store: ModelStore | None = None
         self._roots: tuple[Path, ...] = ()
-        self._fetching: dict[str, asyncio.Task[Path]] = {}
-        self._declined = False
-        self._engine: Engine | None = None
         self._background: set[asyncio.Task[None]] = set()
-        self._selection: Selection = self._select()
+        self.room = EngineRoom(
+            environ,
+            self.folders,
+            host,
+            offload,
+            lambda: self.settings,
+            environment,
+            Hooks(
+                keep=lambda work: _keep(self._background, work),
+                on_status=self._tell,
+                notice=lambda text: host.notice(text, "warning"),
+                upgrades=upgrades,
+            ),
+        )
         self._answers = Answers(Database(self.folders.state / FILE_NAME), offload)
         self._power = power_watch(environ, offload)
         self._power.on_change = self._tell
@@ -116,9 +122,9 @@ class App:
             gatherer=Gatherer(),
             prompts=Prompts(),
             offload=offload,
-            engine=lambda: _Gated(self),
+            engine=lambda operation: _Gated(self, operation),
             settings=lambda: self.settings,
-            model_key=self._model_key,
+            model_key=self.room.model_key,
             permitted=self.permitted,
             context_of=self._context_of,
             refresh=self._refresh,
@@ -149,11 +155,7 @@ class App:
     @property
     def store(self) -> ModelStore:
         """The model files of this user."""
-        if self._store is None:
-            from nexo_lsp.models.store import ModelStore
-
-            self._store = ModelStore(self.folders.models, self._environ)
-        return self._store
+        return self.room.store
 
     def configure(self, layers: Sequence[Layer]) -> tuple[Problem, ...]:
         """Take settings from `layers` (later ones win, the environment last) and rewire what they change.
@@ -163,14 +165,13 @@ class App:
         before = self.settings
         self.resolved = effective(self.folders.settings_file, self._environ, layers)
         after = self.settings
-        if (before.engine, before.model) != (after.engine, after.model):
-            self._drop_engine()
-            self._selection = self._select()
         if (before.models, before.model) != (after.models, after.model):
-            self._declined = False
+            self.room.supply.ask_again()
+        if before != after:
+            self.room.plan()
         if before.enable and not after.enable:
             self.stop()
-            self._drop_engine()
+            self.room.engines.drop()
         if before != after:
             self._withdraw()
             self._power.look_again()
@@ -181,6 +182,7 @@ class App:
         """The folders that the user works in, and whether they said that they trust them."""
         self._roots = tuple(roots)
         self.trusted = trusted
+        self.room.plan(trusted=trusted)
         self.ignore.set_roots(self._roots)
 
     def opened(self, snapshot: Snapshot) -> None:
@@ -243,17 +245,13 @@ class App:
 
     def status(self) -> Status:
         """The present state; never blocks."""
-        engine = self._engine.status() if self._engine is not None else None
-        name = self._selection.provider.name if self._selection.provider is not None else "none"
-        if engine is None:
-            state = EngineState.IDLE if self._selection.provider is not None else EngineState.FAILED
-            engine = EngineStatus(state, name, detail="" if self._selection.provider else self._why_not())
+        engine = self.room.status(Operation.ACTION)
         waits = self._power.waiting_for
         return Status(
             enabled=self.settings.enable,
             engine=engine.name,
             state=engine.state,
-            model=self._model_name(),
+            model=self.room.model_name(Operation.ACTION),
             device=engine.device,
             queued=engine.queued,
             running=engine.running,
@@ -261,7 +259,7 @@ class App:
             decode_tokens_per_s=engine.decode_tokens_per_s,
             memory_bytes=engine.memory_bytes,
             detail=engine.detail or waits,
-            reasons=(*self._selection.reasons, *_notes(engine), *((waits,) if waits else ())),
+            reasons=(*self.room.reasons(), *_notes(engine), *((waits,) if waits else ())),
             metrics=_metrics(engine),
         )
 
@@ -274,105 +272,22 @@ class App:
     async def close(self) -> None:
         """End all work and let go of everything."""
         self.stop()
-        self._drop_engine()
-        fetching = set(self._fetching.values())
-        for task in fetching:
-            task.cancel()
-        if fetching:
-            # Waited for, so that what was being written is closed in good order.
-            await asyncio.wait(fetching)
+        self.room.engines.drop()
+        await self.room.supply.close()
         while self._background:
             # Not `gather`: from Python 3.12 on, one of finished tasks is finished itself, so awaiting it
             # gives the loop no turn to take them out of the set.
             await asyncio.wait(set(self._background))
         await self._answers.close()
 
-    def engine(self) -> Engine:
-        """The engine that the settings ask for, made at its first use.
+    def engine(self, operation: Operation = Operation.ACTION) -> Engine:
+        """The engine that an operation gets, made at its first use.
 
         Raises `DisabledError` when the server is switched off and `EngineUnavailable` when there is none.
         """
         if not self.settings.enable:
             raise DisabledError("nexo is switched off (nexo.enable).")
-        if self._engine is None:
-            provider = self._selection.require()
-            _log.info("engine %s", " ".join(self._selection.reasons))
-            self._engine = provider.create_engine(lambda _status: self._tell())
-        return self._engine
-
-    async def model_file(self) -> Path:
-        """The path of the model that the settings name; fetched first if it is missing or damaged.
-
-        Raises the kinds of `ModelError`.
-        """
-        name = self.settings.model
-        try:
-            return await self._offload(lambda: self.store.locate(name))
-        except (ModelMissing, ModelCorrupt) as missing:
-            entry = self.store.entry_for(name)
-            if entry is None:
-                raise
-            policy = self.settings.models.auto_download
-            if policy == "never" or self._declined:
-                raise
-            fetching = self._fetching.get(entry.name)
-            if fetching is None:
-                fetching = asyncio.get_running_loop().create_task(
-                    self._fetch(entry.name, entry.size, ask=policy == "ask", missing=missing),
-                    name="nexo:fetch-model",
-                )
-                self._fetching[entry.name] = fetching
-                fetching.add_done_callback(lambda task: self._fetched(entry.name, task))
-            return await asyncio.shield(fetching)
-
-    async def _fetch(self, name: str, size: int, *, ask: bool, missing: ModelMissing | ModelCorrupt) -> Path:
-        if ask and not await self._host.confirm_download(name, size):
-            self._declined = True
-            raise missing
-
-        def fetch(progress: Callable[[PullProgress], None], cancel: threading.Event) -> Path:
-            return self.store.pull(name, progress, cancel)
-
-        try:
-            return await self._host.download(name, size, fetch)
-        except ModelDownloadCancelled:
-            # The next keystroke would begin it again; a change of the settings asks anew.
-            self._declined = True
-            raise
-
-    def _fetched(self, name: str, task: asyncio.Task[Path]) -> None:
-        del self._fetching[name]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.warning("the model could not be fetched: %s", error)
-
-    def _select(self) -> Selection:
-        providers: list[Provider] = [
-            NativeProvider(self.settings.engine, self.model_file, self.folders.prefixes),
-            MockProvider(self._environ),
-        ]
-        return select(self.settings.engine.kind, providers)
-
-    def _drop_engine(self) -> None:
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            _keep(self._background, engine.close())
-
-    def _model_name(self) -> str | None:
-        name = self.settings.model
-        if self._selection.provider is None or self._selection.provider.name == "mock":
-            return None
-        if name == "auto":
-            from nexo_lsp.models.catalog import DEFAULT_MODEL
-
-            return DEFAULT_MODEL
-        return name
-
-    def _model_key(self) -> str:
-        provider = self._selection.provider
-        return f"{provider.name if provider is not None else 'none'}:{self._model_name() or ''}"
-
-    def _why_not(self) -> str:
-        return " ".join(self._selection.reasons)
+        return self.room.engine(operation)
 
     def _tell(self) -> None:
         self.on_status(self.status())
@@ -384,20 +299,21 @@ class _Gated:
     The engine is looked up at each request, so that a change of settings reaches work that begins after it.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, operation: Operation) -> None:
         self._app = app
+        self._operation = operation
 
     def capabilities(self) -> Capabilities:
-        return self._app.engine().capabilities()
+        return self._app.engine(self._operation).capabilities()
 
     def status(self) -> EngineStatus:
-        return self._app.engine().status()
+        return self._app.engine(self._operation).status()
 
     async def count_tokens(self, text: str) -> int:
-        return await self._app.engine().count_tokens(text)
+        return await self._app.engine(self._operation).count_tokens(text)
 
     def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
-        return self._app.engine().stream(request)
+        return self._app.engine(self._operation).stream(request)
 
     async def close(self) -> None:
         """The app closes the engine."""
@@ -414,17 +330,27 @@ def _metrics(engine: EngineStatus) -> Metrics | None:
     return Metrics(**metrics) if metrics is not None else None
 
 
-def create_app(environ: Mapping[str, str], host: Host, offload: Offload = in_thread) -> App:
-    """Wire an app. Reads nothing but the settings file, starts no process, loads no model."""
-    return App(environ, host, offload)
+def create_app(
+    environ: Mapping[str, str],
+    host: Host,
+    offload: Offload = in_thread,
+    environment: Environment | None = None,
+    *,
+    upgrades: bool = False,
+) -> App:
+    """Wire an app. Reads nothing but the settings file and the machine, starts no process, loads no model.
+
+    With `upgrades` a better model may be fetched while another one answers: for servers, which live long.
+    """
+    return App(environ, host, offload, environment or read_environment(), upgrades=upgrades)
 
 
-def _keep(tasks: set[asyncio.Task[Any]], work: Any) -> None:
+def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
     """Run `work` in the background; errors of it are logged."""
-    task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work)
+    task = asyncio.get_running_loop().create_task(work)
     tasks.add(task)
 
-    def finished(done: asyncio.Task[Any]) -> None:
+    def finished(done: asyncio.Task[None]) -> None:
         tasks.discard(done)
         if not done.cancelled() and (error := done.exception()) is not None:
             level = logging.INFO if isinstance(error, NexoError) else logging.ERROR

@@ -1,0 +1,208 @@
+"""Which engines and models there are for these settings on this machine: where providers are named."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nexo_lsp.engines.engine import Engine
+from nexo_lsp.folders import Folders
+from nexo_lsp.generation import EngineState, EngineStatus, Operation
+from nexo_lsp.models.catalog import CATALOG, CatalogEntry
+from nexo_lsp.offload import Offload
+from nexo_lsp.runtime.choice import ModelChoice, model_for
+from nexo_lsp.runtime.engines import Engines, Offer
+from nexo_lsp.runtime.environment import Environment
+from nexo_lsp.runtime.needs import Policy
+from nexo_lsp.runtime.providers.mobile import MobileProvider
+from nexo_lsp.runtime.providers.mock import MockProvider
+from nexo_lsp.runtime.providers.native import NativeProvider
+from nexo_lsp.runtime.providers.provider import Provider
+from nexo_lsp.runtime.selection import Selection
+from nexo_lsp.runtime.supply import Asks, ModelSupply
+from nexo_lsp.settings import EngineKind, Settings
+
+if TYPE_CHECKING:
+    from nexo_lsp.models.store import ModelStore
+
+_log = logging.getLogger("nexo_lsp.app")
+
+_NO_MODEL_FILE = frozenset({"mock", "remote", "client-hosted"})
+"""Engines whose model is somebody else's business."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the engine room needs of the app around it."""
+
+    keep: Callable[[Coroutine[Any, Any, None]], None]
+    """Runs a coroutine in the background until the app closes."""
+    on_status: Callable[[], None]
+    """Called when an engine's state has changed."""
+    notice: Callable[[str], None]
+    """Tells the user one thing."""
+    upgrades: bool
+    """Whether better models may be fetched while others answer."""
+
+
+class EngineRoom:
+    """Plans which engine and model each operation gets, and plans anew when something changes."""
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        folders: Folders,
+        host: Asks,
+        offload: Offload,
+        settings: Callable[[], Settings],
+        environment: Environment,
+        hooks: Hooks,
+    ) -> None:
+        self._environ = environ
+        self._folders = folders
+        self._settings = settings
+        self._hooks = hooks
+        self._store: ModelStore | None = None
+        self._trusted = False
+        self._models: dict[Operation, ModelChoice] = {}
+        self._upgrading: set[str] = set()
+        self.environment = environment
+        self.supply = ModelSupply(lambda: self.store, host, offload, settings)
+        self.engines = Engines(hooks.keep, hooks.on_status, hooks.notice)
+        self.plan()
+
+    @property
+    def store(self) -> ModelStore:
+        """The model files of this user."""
+        if self._store is None:
+            # It brings an HTTP library along, which a server that has its model never needs.
+            from nexo_lsp.models.store import ModelStore
+
+            self._store = ModelStore(self._folders.models, self._environ)
+        return self._store
+
+    def plan(self, *, trusted: bool | None = None) -> None:
+        """Choose engines and models for the settings of the moment."""
+        if trusted is not None:
+            self._trusted = trusted
+        settings = self._settings()
+        offers: dict[Operation, Sequence[Offer]] = {}
+        policies: dict[Operation, Policy] = {}
+        made: dict[str, Sequence[Offer]] = {}
+        for operation in Operation:
+            choice = model_for(settings, operation, self.environment, CATALOG, self._is_here)
+            self._models[operation] = choice
+            offers[operation] = made.setdefault(choice.reference, self._offers(settings, choice))
+            policies[operation] = Policy(
+                kind=_kind_of(settings, operation),
+                offline=settings.offline,
+                remote=settings.remote.enabled,
+                trusted=self._trusted,
+            )
+        self.engines.plan(offers, self.environment, policies)
+
+    def engine(self, operation: Operation) -> Engine:
+        """The engine of an operation; raises `EngineUnavailable` with the reasons if there is none."""
+        engine = self.engines.engine(operation)
+        self._upgrade(operation)
+        return engine
+
+    def selection(self, operation: Operation) -> Selection:
+        """What was chosen for an operation, with reasons."""
+        return self.engines.selection(operation)
+
+    def model_name(self, operation: Operation) -> str | None:
+        """The model of an operation; None where the engine has its own."""
+        provider = self.selection(operation).provider
+        if provider is None or provider.name in _NO_MODEL_FILE:
+            return None
+        return self._models[operation].reference
+
+    def model_key(self, operation: Operation) -> str:
+        """What identifies engine and model in the keys of cached answers."""
+        provider = self.selection(operation).provider
+        name = provider.name if provider is not None else "none"
+        return f"{name}:{self.model_name(operation) or ''}"
+
+    def status(self, operation: Operation) -> EngineStatus:
+        """How the engine of an operation is; one that was not needed yet is idle."""
+        made = self.engines.status(operation)
+        if made is not None:
+            return made
+        selection = self.selection(operation)
+        if selection.provider is None:
+            return EngineStatus(EngineState.FAILED, "none", detail=" ".join(selection.reasons))
+        return EngineStatus(EngineState.IDLE, selection.provider.name)
+
+    def reasons(self) -> tuple[str, ...]:
+        """Why each operation has its engine and model; what is the same for several is said once."""
+        said = dict.fromkeys(self._why(Operation.ACTION))
+        for operation in (Operation.COMPLETION, Operation.REVIEW):
+            if self._plan_of(operation) != self._plan_of(Operation.ACTION):
+                said.update(dict.fromkeys(f"{operation.value}: {line}" for line in self._why(operation)))
+        return tuple(said)
+
+    def _why(self, operation: Operation) -> tuple[str, ...]:
+        model = self._models[operation].reasons if self.model_name(operation) is not None else ()
+        return (*self.selection(operation).reasons, *model)
+
+    def _plan_of(self, operation: Operation) -> tuple[object, ...]:
+        ranked = self.selection(operation).ranked
+        return (*(candidate.provider.name for candidate in ranked), self.model_name(operation))
+
+    async def model_file(self, operation: Operation = Operation.ACTION) -> Path:
+        """The file of an operation's model, fetched if need be. Raises the kinds of `ModelError`."""
+        return await self.supply.file(self._models[operation].reference)
+
+    def _offers(self, settings: Settings, choice: ModelChoice) -> tuple[Offer, ...]:
+        reference = choice.reference
+        native = NativeProvider(
+            settings.engine,
+            lambda: self.supply.file(reference),
+            self._folders.prefixes,
+            parameters=choice.entry.parameters if choice.entry else None,
+        )
+        # Which of them is asked is no part of how an engine is run.
+        used = settings.engine.model_copy(update={"kind": "auto"}), reference
+        named = "mobile" in {settings.review.engine, settings.completion.engine}
+        providers: tuple[tuple[Provider, object], ...] = (
+            (native, used),
+            (MobileProvider(native, self.environment, named=named), used),
+            (MockProvider(self._environ), ""),
+        )
+        return tuple(Offer(provider, (provider.name, key)) for provider, key in providers)
+
+    def _is_here(self, entry: CatalogEntry) -> bool:
+        # The store would look at the size too, and brings an HTTP library along.
+        return (self._folders.models / entry.file).is_file()
+
+    def _upgrade(self, operation: Operation) -> None:
+        """Fetch what would suit this machine better, and change over between requests."""
+        better = self._models[operation].better
+        settings = self._settings()
+        if not (self._hooks.upgrades and settings.models.upgrade) or better is None:
+            return
+        provider = self.selection(operation).provider
+        if provider is None or provider.name in _NO_MODEL_FILE or not self.supply.may_fetch(better.name):
+            return
+        if better.name in self._upgrading:
+            return
+        self._upgrading.add(better.name)
+
+        async def arrived() -> None:
+            _log.info("%s is here; requests from now on are answered with it", better.name)
+            self.plan()
+            self._hooks.on_status()
+
+        self._hooks.keep(self.supply.fetch_ahead(better.name, arrived))
+
+
+def _kind_of(settings: Settings, operation: Operation) -> EngineKind:
+    own: dict[Operation, EngineKind | Literal[""]] = {
+        Operation.REVIEW: settings.review.engine,
+        Operation.COMPLETION: settings.completion.engine,
+    }
+    return own.get(operation) or settings.engine.kind
