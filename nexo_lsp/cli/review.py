@@ -21,6 +21,7 @@ from nexo_lsp.cli.review_report import FileReview, Report, as_json, as_sarif
 from nexo_lsp.cli.review_screen import ReviewScreen
 from nexo_lsp.cli.terminal import Screen, TerminalHost
 from nexo_lsp.errors import NexoError, UsageError
+from nexo_lsp.generation import Operation
 from nexo_lsp.ignore import IgnoreRules
 from nexo_lsp.offload import in_thread
 from nexo_lsp.pipeline.review_run import AT_ONCE
@@ -152,7 +153,7 @@ async def _found(paths: Sequence[Path], roots: Sequence[Path]) -> list[FileRevie
 def _jobs_of(app: App) -> int:
     """As many as the engine takes, and never fewer than the review of one file asks about at once."""
     try:
-        return max(AT_ONCE, app.engine().capabilities().parallel)
+        return max(AT_ONCE, app.engine(Operation.REVIEW).capabilities().parallel)
     except NexoError:
         # The first file will say so.
         return AT_ONCE
