@@ -1,0 +1,231 @@
+"""How the review of a repository gets quicker with replicas of an engine.
+
+    python -m benchmarks.replicas [--json] [--replicas 1,4,16,64] [--tree nexo_lsp]
+    python -m benchmarks.replicas --endpoints http://127.0.0.1:8001/v1,http://127.0.0.1:8002/v1
+
+The client's side is the real one: the files of a tree, our pipeline, secrets taken out, `--jobs`, our engine
+for remote servers, sockets. The replicas are simulated (`simulated_replicas.py`), in one other process: each is
+an OpenAI-compatible server of its own that takes as long as the default model was measured to take. Their time,
+and only theirs, is divided by `scale`, so that one replica needs no hour; where there are many it is 1, or
+nearly, so that what the client itself costs is not made to look larger or smaller than it is. `--endpoints`
+reviews with real servers instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from nexo_lsp.app import App
+from nexo_lsp.cli.review import files_of, workspace_of
+from nexo_lsp.cli.review_files import FileReviews
+from nexo_lsp.cli.review_report import Report
+from nexo_lsp.cli.review_screen import ReviewScreen
+from nexo_lsp.cli.terminal import Screen, TerminalHost
+from nexo_lsp.engines.engine import Engine
+from nexo_lsp.engines.remote.endpoint import Endpoint, RemoteOptions
+from nexo_lsp.engines.remote.engine import RemoteEngine
+from nexo_lsp.generation import Operation
+from nexo_lsp.offload import in_thread
+from nexo_lsp.runtime.machine import read_environment
+from nexo_lsp.runtime.redacting import Redacting
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "replicas.md"
+
+# The default model on two cores (see `results/engine.md`): tokens/s of prompts, and of one answer.
+PROMPT_TOKENS_PER_S, DECODE_TOKENS_PER_S = 150.0, 40.0
+# A run is to take about so long by the replicas' time.
+AIM_S = 60.0
+# A replica's next request should lie there when it is done with one.
+WAITING_AT_EACH = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run."""
+
+    replicas: int
+    scale: float
+    """The replicas' time was divided by it."""
+    files: int
+    functions: int
+    findings: int
+    wall_s: float
+    """As measured."""
+    client_cpu_s: float
+    """What our own process took of a processor."""
+    busy: float
+    """The share of the run in which a replica was at work, in the middle."""
+
+    @property
+    def real_s(self) -> float:
+        """How long it would take replicas that are not scaled. Where `scale` is not 1 the client's own time is
+        enlarged with theirs, which is why it is 1 where that counts."""
+        return self.wall_s * self.scale
+
+
+class Remote(App):
+    """The app with servers as its engine, whatever the settings say."""
+
+    def __init__(self, environ: dict[str, str], screen: ReviewScreen, engine: Engine) -> None:
+        super().__init__(
+            environ, TerminalHost(screen.screen, screen.status), in_thread, read_environment(), upgrades=False
+        )
+        self._servers = engine
+
+    def engine(self, operation: Operation = Operation.ACTION) -> Engine:
+        return self._servers
+
+
+async def review(tree: Path, endpoints: Sequence[str], jobs: int) -> tuple[Report, float, float]:
+    """Review everything below `tree`, with nothing remembered; the report, seconds, our processor's seconds."""
+    options = RemoteOptions(parallel=max(1, jobs // len(endpoints)), answer_timeout_s=600)
+    engine = Redacting(RemoteEngine([Endpoint(url) for url in endpoints], options))
+    with tempfile.TemporaryDirectory() as home, open(os.devnull, "w") as nothing:  # noqa: ASYNC230, PTH123
+        quiet = Console(file=nothing)
+        show = ReviewScreen(Screen(quiet, quiet), text=False)
+        app = Remote({**os.environ, "NEXO_HOME": home}, show, engine)
+        roots = workspace_of([tree])
+        app.set_workspace(roots, trusted=True)
+        report = Report(files=list(files_of([tree], roots)))
+        began, cpu = time.monotonic(), time.process_time()
+        try:
+            failure = await FileReviews(app, report, show, jobs).run()
+            seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
+        finally:
+            await app.close()
+            await engine.close()
+    if failure is not None or not report.complete:
+        raise SystemExit(f"the review did not come to its end: {report.problem or failure}")
+    return report, seconds, cpu_seconds
+
+
+@contextlib.contextmanager
+def simulated(replicas: int, scale: float) -> Iterator[tuple[list[str], subprocess.Popen[str]]]:
+    """So many servers; their addresses, and the process that says at its end what they did."""
+    command = [
+        *(sys.executable, "-m", "benchmarks.simulated_replicas", "--replicas", str(replicas)),
+        *("--prompt-speed", str(PROMPT_TOKENS_PER_S * scale)),
+        *("--decode-speed", str(DECODE_TOKENS_PER_S * scale)),
+    ]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            ports: list[int] = json.loads(process.stdout.readline())
+            yield [f"http://127.0.0.1:{port}/v1" for port in ports], process
+        finally:
+            process.kill()
+
+
+def measure(tree: Path, replicas: int, scale: float) -> tuple[Row, float]:
+    """One run, and what all replicas together had to work for it, in seconds that are not scaled."""
+    with simulated(replicas, scale) as (endpoints, process):
+        jobs = replicas * (1 + WAITING_AT_EACH)
+        report, seconds, cpu = asyncio.run(review(tree, endpoints, jobs))
+        did, _ = process.communicate("\n")
+    done: dict[str, Any] = json.loads(did)
+    busy = sum(done["busy_s"]) / replicas / seconds
+    files = len(report.files)
+    row = Row(replicas, scale, files, done["requests"], len(report.findings), seconds, cpu, busy)
+    return row, sum(done["busy_s"]) * scale
+
+
+def measure_all(tree: Path, counts: Sequence[int]) -> list[Row]:
+    """A run for each number of replicas, the largest first: it says how much work there is."""
+    rows: list[Row] = []
+    work: float | None = None
+    for replicas in sorted(counts, reverse=True):
+        scale = 1.0 if work is None else max(1.0, round(work / replicas / AIM_S, 1))
+        row, did = measure(tree, replicas, scale)
+        work = work or did
+        print(f"{replicas} replicas: {row.wall_s:.1f} s at {scale}", file=sys.stderr)
+        rows.append(row)
+    return rows[::-1]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown, and a picture of their times."""
+    first = rows[0]
+    lines = [
+        "| replicas | time | speed-up | efficiency | replicas at work | scale | measured | "
+        "client's processor | of the run |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        speed_up = first.real_s / row.real_s * first.replicas
+        lines.append(
+            f"| {row.replicas} | {span(row.real_s)} | {speed_up:.1f} | {speed_up / row.replicas:.0%} | "
+            f"{row.busy:.0%} | {row.scale:g} | {row.wall_s:.1f} s | {row.client_cpu_s:.1f} s | "
+            f"{row.client_cpu_s / row.wall_s:.0%} |"
+        )
+    longest = max(row.real_s for row in rows)
+    bars = [
+        f"{row.replicas:>4} {'█' * max(1, round(60 * row.real_s / longest))} {span(row.real_s)}"
+        for row in rows
+    ]
+    return "\n".join([*lines, "", "```", *bars, "```"])
+
+
+def span(seconds: float) -> str:
+    """Seconds as people say them."""
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def machine() -> str:
+    """Where it was measured."""
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
+        f"{platform.system()}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f} before"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tree", type=Path, default=ROOT / "nexo_lsp")
+    parser.add_argument("--replicas", default="1,4,16,64")
+    parser.add_argument("--endpoints", default="", help="real servers, separated by commas")
+    parser.add_argument("--jobs", type=int, default=4, help="with --endpoints")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    where = machine()
+    if arguments.endpoints:
+        report, seconds, cpu = asyncio.run(
+            review(arguments.tree.resolve(), arguments.endpoints.split(","), arguments.jobs)
+        )
+        print(
+            json.dumps(
+                {"machine": where, "files": len(report.files), "seconds": seconds, "client_cpu_s": cpu}
+            )
+        )
+        return
+    rows = measure_all(arguments.tree.resolve(), [int(count) for count in arguments.replicas.split(",")])
+    if arguments.json:
+        print(json.dumps({"machine": where, "rows": [asdict(row) for row in rows]}, indent=2))
+    else:
+        print(f"{where}\n{rows[0].files} files, {rows[0].functions} functions\n\n{table(rows)}")
+        print(
+            f"\nlargest memory of the client: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+        )
+
+
+if __name__ == "__main__":
+    main()
