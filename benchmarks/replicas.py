@@ -4,11 +4,11 @@
     python -m benchmarks.replicas --endpoints http://127.0.0.1:8001/v1,http://127.0.0.1:8002/v1
 
 The client's side is the real one: the files of a tree, our pipeline, secrets taken out, `--jobs`, our engine
-for remote servers, sockets. The replicas are simulated (`simulated_replicas.py`), in one other process: each is
-an OpenAI-compatible server of its own that takes as long as the default model was measured to take. Their time,
-and only theirs, is divided by `scale`, so that one replica needs no hour; where there are many it is 1, or
-nearly, so that what the client itself costs is not made to look larger or smaller than it is. `--endpoints`
-reviews with real servers instead.
+for remote servers, sockets. The replicas are simulated (`simulated_replicas.py`), in one other process: each
+is an OpenAI-compatible server of its own that takes as long as the default model was measured to take. Their
+time, and only theirs, is divided by `scale`, so that one replica needs no hour; where there are many it is 1,
+or nearly, so that what the client itself costs is not made to look larger or smaller than it is.
+`--endpoints` reviews with real servers instead.
 """
 
 from __future__ import annotations
@@ -76,8 +76,10 @@ class Row:
 
     @property
     def real_s(self) -> float:
-        """How long it would take replicas that are not scaled. Where `scale` is not 1 the client's own time is
-        enlarged with theirs, which is why it is 1 where that counts."""
+        """How long it would take replicas that are not scaled.
+
+        Where `scale` is not 1 the client's own time is enlarged with theirs: it is 1 where that counts.
+        """
         return self.wall_s * self.scale
 
 
@@ -95,7 +97,7 @@ class Remote(App):
 
 
 async def review(tree: Path, endpoints: Sequence[str], jobs: int) -> tuple[Report, float, float]:
-    """Review everything below `tree`, with nothing remembered; the report, seconds, our processor's seconds."""
+    """Review all below `tree`, with nothing remembered; the report, seconds, and our processor's seconds."""
     options = RemoteOptions(parallel=max(1, jobs // len(endpoints)), answer_timeout_s=600)
     engine = Redacting(RemoteEngine([Endpoint(url) for url in endpoints], options))
     with tempfile.TemporaryDirectory() as home, open(os.devnull, "w") as nothing:  # noqa: ASYNC230, PTH123
@@ -222,9 +224,8 @@ def main() -> None:
         print(json.dumps({"machine": where, "rows": [asdict(row) for row in rows]}, indent=2))
     else:
         print(f"{where}\n{rows[0].files} files, {rows[0].functions} functions\n\n{table(rows)}")
-        print(
-            f"\nlargest memory of the client: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
-        )
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"\nlargest memory of the client: {memory:.0f} MiB")
 
 
 if __name__ == "__main__":

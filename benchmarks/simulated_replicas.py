@@ -2,9 +2,9 @@
 
 Each has a socket of its own and answers one request at a time; others wait in it. A prompt costs what its
 tokens cost, but for those that it has in common with the one before it, as with llama.cpp's servers. An
-answer's tokens come one by one. Times are reckoned from when the one before was to be done, not from when this
-process got round to it, so that a busy machine makes nobody's model slower. Prints the ports; reads a line;
-prints what was done.
+answer's tokens come one by one. Times are reckoned from when the one before was to be done, not from when
+this process got round to it, so that a busy machine makes nobody's model slower. Prints the ports; reads a
+line; prints what was done.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -51,7 +52,14 @@ class Cluster:
 
     url: str
     """Of Serve's proxy, without `/v1`."""
+    key: str
+    """What clients have to send."""
     folder: Path
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request carries."""
+        return {"authorization": f"Bearer {self.key}"}
 
     def processes(self) -> list[psutil.Process]:
         """Everything of this Ray that lives."""
@@ -84,14 +92,15 @@ def cluster(model: Path, replicas: int) -> Iterator[Cluster]:
     # Sockets lie below it, and their paths may not be longer than 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="nxr", dir="/tmp"))
     gcs, client, agent, http = _free_ports(4)
-    here = Cluster(f"http://127.0.0.1:{http}", folder)
+    here = Cluster(f"http://127.0.0.1:{http}", secrets.token_hex(16), folder)
+    (folder / "api-key").write_text(f"{here.key}\n")
     environ = {
         **os.environ,
         "NEXO_TEST_RAY": str(folder),
         "PYTHONPATH": str(ROOT),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(_config(model, replicas, http)))
+    (folder / "config.yaml").write_text(yaml.safe_dump(_config(model, replicas, http, folder / "api-key")))
     node = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
         *("--temp-dir", str(folder / "ray"), "--port", str(gcs), "--num-cpus", str(replicas)),
@@ -121,12 +130,12 @@ def cluster(model: Path, replicas: int) -> Iterator[Cluster]:
         yield here
 
 
-def _config(model: Path, replicas: int, port: int) -> dict[str, Any]:
+def _config(model: Path, replicas: int, port: int, key: Path) -> dict[str, Any]:
     """The file that is delivered, with what a small machine needs."""
     config = yaml.safe_load((APPLICATION / "config.yaml").read_text())
     config["http_options"]["port"] = port
     (application,) = config["applications"]
-    application["args"] |= {"model": str(model), "context_tokens": 2048}
+    application["args"] |= {"model": str(model), "context_tokens": 2048, "api_key_file": str(key)}
     (deployment,) = application["deployments"]
     deployment["autoscaling_config"] |= {"min_replicas": replicas, "max_replicas": replicas}
     deployment["ray_actor_options"] = {"num_cpus": 1}
@@ -138,7 +147,7 @@ def _answers(here: Cluster, running: subprocess.Popen[bytes]) -> bool | None:
     if running.poll() is not None:
         raise ChildProcessError("`serve run` ended")
     with contextlib.suppress(httpx.HTTPError):
-        if httpx.get(f"{here.url}/v1/models", timeout=10).status_code == 200:
+        if httpx.get(f"{here.url}/v1/models", headers=here.headers, timeout=10).status_code == 200:
             return True
     return None
 

@@ -44,7 +44,7 @@ def served(model_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture
 async def client(served: Cluster) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=served.url, timeout=START_S) as http:
+    async with httpx.AsyncClient(base_url=served.url, headers=served.headers, timeout=START_S) as http:
         yield http
 
 
@@ -85,6 +85,12 @@ async def test_an_answer_comes_piece_by_piece(client: httpx.AsyncClient) -> None
         texts = [text async for text in pieces(response)]
     assert len(texts) > 3
     assert "".join(texts).strip()
+
+
+async def test_nothing_is_answered_without_the_key(served: Cluster) -> None:
+    async with httpx.AsyncClient(base_url=served.url, timeout=START_S) as stranger:
+        async with ask(stranger, "Count from one to five.", 12) as response:
+            assert response.status_code == 401
 
 
 async def test_two_requests_at_once_go_to_two_replicas(client: httpx.AsyncClient) -> None:
@@ -142,7 +148,7 @@ async def two_again(client: httpx.AsyncClient) -> set[str]:
 @pytest.fixture
 async def engine(served: Cluster, client: httpx.AsyncClient) -> AsyncIterator[RemoteEngine]:
     await two_again(client)
-    one = RemoteEngine([Endpoint(f"{served.url}/v1")], RemoteOptions(answer_timeout_s=START_S))
+    one = RemoteEngine([Endpoint(f"{served.url}/v1", served.key)], RemoteOptions(answer_timeout_s=START_S))
     yield one
     await one.close()
 
