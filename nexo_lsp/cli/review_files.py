@@ -111,7 +111,7 @@ class FileReviews:
                 uri,
                 priority=Priority.FOREGROUND,
                 progress=lambda progress: self._show.progress(
-                    file, progress, app.status().decode_tokens_per_s
+                    file, progress, lambda: app.status().decode_tokens_per_s
                 ),
             )
             file.complete = report.complete

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -45,8 +45,10 @@ class ReviewScreen:
         self._at_work[file.name] = _AtWork(index)
         self._draw()
 
-    def progress(self, file: FileReview, progress: ReviewProgress, tokens_per_s: float | None) -> None:
-        """How far a file is."""
+    def progress(
+        self, file: FileReview, progress: ReviewProgress, tokens_per_s: Callable[[], float | None]
+    ) -> None:
+        """How far a file is. Called for every token, so `tokens_per_s` is asked only if it is to be seen."""
         self._at_work[file.name].progress = progress
         self._draw(tokens_per_s)
 
@@ -57,10 +59,12 @@ class ReviewScreen:
         if self._at_work:
             self._draw()
 
-    def _draw(self, tokens_per_s: float | None = None) -> None:
+    def _draw(self, tokens_per_s: Callable[[], float | None] = lambda: None) -> None:
+        if not self.screen.messages.is_terminal:
+            return
         parts = self._several() if len(self._at_work) > 1 else self._single()
-        if tokens_per_s:
-            parts.append(f"{tokens_per_s:.0f} tokens/s")
+        if speed := tokens_per_s():
+            parts.append(f"{speed:.0f} tokens/s")
         self.status.show(" · ".join(parts))
 
     def _single(self) -> list[str]:

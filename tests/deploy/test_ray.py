@@ -88,9 +88,11 @@ async def test_an_answer_comes_piece_by_piece(client: httpx.AsyncClient) -> None
 
 
 async def test_nothing_is_answered_without_the_key(served: Cluster) -> None:
-    async with httpx.AsyncClient(base_url=served.url, timeout=START_S) as stranger:
-        async with ask(stranger, "Count from one to five.", 12) as response:
-            assert response.status_code == 401
+    async with (
+        httpx.AsyncClient(base_url=served.url, timeout=START_S) as stranger,
+        ask(stranger, "Count from one to five.", 12) as response,
+    ):
+        assert response.status_code == 401
 
 
 async def test_two_requests_at_once_go_to_two_replicas(client: httpx.AsyncClient) -> None:

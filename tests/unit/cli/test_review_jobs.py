@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from nexo_lsp.cli.review_files import InOrder
-from nexo_lsp.cli.review_report import FileReview
+from nexo_lsp.app import App
+from nexo_lsp.cli.review_files import FileReviews, InOrder
+from nexo_lsp.cli.review_report import FileReview, Report
 from nexo_lsp.cli.review_screen import ReviewScreen
-from nexo_lsp.cli.terminal import Screen
+from nexo_lsp.cli.terminal import Screen, StatusLine, TerminalHost
+from nexo_lsp.engines.engine import Engine
+from nexo_lsp.engines.mock import MockEngine
+from nexo_lsp.errors import NexoError
+from nexo_lsp.generation import ChatPrompt, FinishReason, Operation, Piece, Request, Usage
+from nexo_lsp.offload import in_thread
 from nexo_lsp.pipeline.review_run import ReviewProgress
+from nexo_lsp.runtime.machine import read_environment
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = [sys.executable, "-m", "nexo_lsp", "review"]
@@ -34,6 +43,72 @@ def rule(name: str, **does: Any) -> dict[str, Any]:
 def finding(name: str) -> dict[str, Any]:
     words = {"category": "crash", "severity": "warning", "message": f"It is {name}.", "suggestion": ""}
     return {"findings": [{"quote": f"return {name} / 0", **words}]}
+
+
+class Held(MockEngine):
+    """Answers the review of a function when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: dict[str, asyncio.Future[None]] = {name: asyncio.Future() for name in NAMES}
+        self.let: dict[str, asyncio.Event] = {name: asyncio.Event() for name in NAMES}
+
+    async def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
+        assert isinstance(request.prompt, ChatPrompt)
+        code = request.prompt.messages[-1].content
+        name = next(name for name in NAMES if f"def {name}(" in code)
+        self.asked[name].set_result(None)
+        await self.let[name].wait()
+        yield Piece(json.dumps(finding(name)), 1, FinishReason.STOP, Usage())
+
+
+class HeldApp(App):
+    """The app with an engine that the test holds back."""
+
+    def __init__(self, screen: Screen, status: StatusLine) -> None:
+        environment = read_environment()
+        super().__init__({**os.environ}, TerminalHost(screen, status), in_thread, environment, upgrades=False)
+        self.held = Held()
+
+    def engine(self, operation: Operation = Operation.ACTION) -> Engine:
+        return self.held
+
+
+@dataclass
+class Running:
+    """A review under way in this process."""
+
+    task: asyncio.Task[NexoError | None]
+    engine: Held
+    report: Report
+    output: io.StringIO
+
+    def said(self) -> list[str]:
+        return said(self.output.getvalue())
+
+    async def until_done(self, *names: str) -> None:
+        """Let these be answered, and wait until their files are done."""
+        for name in names:
+            self.engine.let[name].set()
+        async with asyncio.timeout(60):
+            while not all(self.report.files[NAMES.index(name)].complete for name in names):
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def running(project: Path) -> AsyncIterator[Running]:
+    """All four files are under review, and every answer waits to be let."""
+    output = io.StringIO()
+    screen = Screen(Console(file=output, width=100), Console(file=io.StringIO()))
+    show = ReviewScreen(screen, text=True)
+    app = HeldApp(screen, show.status)
+    app.set_workspace([project], trusted=True)
+    files = [project / f"{number}.py" for number in range(len(NAMES))]
+    report = Report(files=[FileReview(file, file.name) for file in files])
+    task = asyncio.ensure_future(FileReviews(app, report, show, 4).run())
+    await asyncio.wait_for(asyncio.gather(*app.held.asked.values()), 60)
+    yield Running(task, app.held, report, output)
+    await app.close()
 
 
 @pytest.fixture
@@ -80,13 +155,23 @@ def said(output: str) -> list[str]:
     return [line.partition("It is ")[2].rstrip(".") for line in output.splitlines() if "It is " in line]
 
 
-def test_findings_come_in_the_order_of_the_files(project: Path, tmp_path: Path) -> None:
-    # The first answer comes word by word, after all the others.
-    script(tmp_path, rule("first", json=finding("first"), delay_ms=100))
-    done = review("--jobs", "4")
-    assert done.returncode == 0, done.stderr
-    assert most_at_once(tmp_path) == 4
-    assert said(done.stdout) == list(NAMES)
+async def test_findings_come_in_the_order_of_the_files(running: Running) -> None:
+    await running.until_done("fourth", "second")
+    assert running.said() == []
+    await running.until_done("first")
+    assert running.said() == ["first", "second"], "the third is still at work"
+    await running.until_done("third")
+    assert await running.task is None
+    assert running.said() == list(NAMES)
+
+
+async def test_what_came_behind_the_file_at_work_is_shown_when_stopped(running: Running) -> None:
+    await running.until_done("third")
+    assert running.said() == []
+    running.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running.task
+    assert running.said() == ["third"]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -129,19 +214,21 @@ def test_an_engine_that_fails_again_is_given_up(project: Path, tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot send Ctrl-C to one process")
-def test_ctrl_c_keeps_what_came_behind_the_file_at_work(project: Path, tmp_path: Path) -> None:
-    script(tmp_path, rule("first", hang=True))
+def test_ctrl_c_keeps_what_is_done(project: Path, tmp_path: Path) -> None:
+    script(tmp_path, rule("fourth", hang=True))
     with subprocess.Popen(
         [*PROGRAM, ".", "--jobs", "4"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        while len(events(tmp_path)) < 7:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
+        assert process.stdout is not None
+        out = ""
+        while len(said(out)) < 3 and (line := process.stdout.readline()):
+            out += line
         process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=60)
+        rest, errors = process.communicate(timeout=60)
+    out += rest
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert said(out) == list(NAMES[1:])
+    assert said(out) == list(NAMES[:3])
     assert "stopped before the end" in out.splitlines()[-1]
 
 
@@ -168,14 +255,14 @@ def test_places_are_shown_in_their_order() -> None:
 
 
 def test_the_status_line_names_the_files_at_work() -> None:
-    console = Console(file=io.StringIO())
+    console = Console(file=io.StringIO(), force_terminal=True)
     screen = ReviewScreen(Screen(console, console), text=True)
     shown: list[str] = []
     screen.status.show = shown.append  # type: ignore[method-assign]
     files = [FileReview(Path(f"/{name}.py"), f"{name}.py") for name in NAMES]
     screen.begin(files[0], 0, 4)
     assert shown[-1] == "file 1 of 4 · first.py"
-    screen.progress(files[0], ReviewProgress(0, 2, "f", 7), 30.0)
+    screen.progress(files[0], ReviewProgress(0, 2, "f", 7), lambda: 30.0)
     assert shown[-1] == "file 1 of 4 · first.py · f (1 of 2) · 7 tokens · 30 tokens/s"
     for number in (1, 2, 3):
         screen.begin(files[number], number, 4)
