@@ -91,7 +91,7 @@ class Running:
         for name in names:
             self.engine.let[name].set()
         async with asyncio.timeout(60):
-            while not all(self.report.files[NAMES.index(name)].complete for name in names):
+            while not all(self.report.files[NAMES.index(name)].complete for name in names):  # noqa: ASYNC110
                 await asyncio.sleep(0)
 
 
