@@ -94,7 +94,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     prepare_openmp(os.environ)
-    small, large = sorted(CATALOG, key=lambda entry: entry.size)[:2]
+    small, large = CATALOG[:2]
     where = folders(os.environ).models
     wish = Load(str(where / large.file), 2048, sequences=4, draft_path=str(where / small.file))
     library = Library()

@@ -51,8 +51,8 @@ RESULT = ROOT / "benchmarks" / "results" / "replicas.md"
 
 # The default model on two cores (see `results/engine.md`): tokens/s of prompts, and of one answer.
 PROMPT_TOKENS_PER_S, DECODE_TOKENS_PER_S = 150.0, 40.0
-# What the replicas' time is divided by. The client's is not, so with one replica it counts ten times as much as
-# it should, and with 64 as it is.
+# What the replicas' time is divided by. The client's is not, so with one replica it counts ten times as much
+# as it should, and with 64 as it is.
 SCALES = {1: 10.0, 4: 4.0, 16: 2.0}
 # A replica's next request should lie there when it is done with one.
 WAITING_AT_EACH = 1

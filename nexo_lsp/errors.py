@@ -73,6 +73,24 @@ class DiskFull(ModelError):
     code = "disk-full"
 
 
+class ModelQuantizeFailed(ModelError):
+    """llama.cpp could not write a model in the wanted kind of quantisation."""
+
+    code = "model-quantize"
+
+
+class ModelBroken(ModelError):
+    """A model file that loads, and whose predictions are worthless."""
+
+    code = "model-broken"
+
+
+class ModelWorkCancelled(ModelError):
+    """The user stopped what was being made of a model; nothing of it is left."""
+
+    code = "model-cancelled"
+
+
 class EngineError(NexoError):
     """The root of everything about inference."""
 

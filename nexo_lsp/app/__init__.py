@@ -13,6 +13,7 @@ from nexo_lsp.app.engine_room import EngineRoom, Hooks
 from nexo_lsp.context.gather import Gatherer
 from nexo_lsp.context.prompts import Prompts
 from nexo_lsp.documents import DocumentStore, Snapshot, local_place
+from nexo_lsp.engines.client_port import ClientPort
 from nexo_lsp.engines.engine import Engine
 from nexo_lsp.engines.llama.messages import Metrics
 from nexo_lsp.errors import DisabledError, NexoError
@@ -86,7 +87,7 @@ class App:
         offload: Offload,
         environment: Environment,
         *,
-        upgrades: bool,
+        lasting: bool,
     ) -> None:
         self._environ = environ
         self._host = host
@@ -110,7 +111,7 @@ class App:
                 keep=lambda work: _keep(self._background, work),
                 on_status=self._tell,
                 notice=lambda text: host.notice(text, "warning"),
-                upgrades=upgrades,
+                lasting=lasting,
             ),
         )
         self._answers = Answers(Database(self.folders.state / FILE_NAME), offload)
@@ -128,7 +129,7 @@ class App:
             permitted=self.permitted,
             context_of=self._context_of,
             refresh=self._refresh,
-            care=BackgroundCare(self._power, lambda: self.settings.review.pause_below_battery),
+            care=BackgroundCare(self._power, self.room.pause_below),
         )
         self.reviews = ReviewService(bench)
         rewriter = Rewriter(bench)
@@ -151,6 +152,11 @@ class App:
     def settings(self) -> Settings:
         """The effective settings."""
         return self.resolved.settings
+
+    @property
+    def client_port(self) -> ClientPort:
+        """Where the editor's own engine is plugged in, if it has one."""
+        return self.room.client_port
 
     @property
     def store(self) -> ModelStore:
@@ -336,13 +342,13 @@ def create_app(
     offload: Offload = in_thread,
     environment: Environment | None = None,
     *,
-    upgrades: bool = False,
+    lasting: bool = False,
 ) -> App:
     """Wire an app. Reads nothing but the settings file and the machine, starts no process, loads no model.
 
-    With `upgrades` a better model may be fetched while another one answers: for servers, which live long.
+    A `lasting` one (a server) may fetch a better model while another one answers, and looks for GPUs.
     """
-    return App(environ, host, offload, environment or read_environment(), upgrades=upgrades)
+    return App(environ, host, offload, environment or read_environment(), lasting=lasting)
 
 
 def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:

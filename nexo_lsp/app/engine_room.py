@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from nexo_lsp.engines.client_port import ClientPort
 from nexo_lsp.engines.engine import Engine
+from nexo_lsp.engines.llama.messages import Load
+from nexo_lsp.engines.llama.process import Hosted
 from nexo_lsp.folders import Folders
 from nexo_lsp.generation import EngineState, EngineStatus, Operation
-from nexo_lsp.models.catalog import CATALOG, CatalogEntry
+from nexo_lsp.models.catalog import CatalogEntry, load_catalog
 from nexo_lsp.offload import Offload
 from nexo_lsp.runtime.choice import ModelChoice, model_for
 from nexo_lsp.runtime.engines import Engines, Offer
 from nexo_lsp.runtime.environment import Environment
+from nexo_lsp.runtime.gpus import find_gpus, known_gpus
 from nexo_lsp.runtime.needs import Policy
-from nexo_lsp.runtime.providers.mobile import MobileProvider
+from nexo_lsp.runtime.providers.client_hosted import ClientHostedProvider
+from nexo_lsp.runtime.providers.mobile import PHONES, MobileProvider, PhoneRules
 from nexo_lsp.runtime.providers.mock import MockProvider
-from nexo_lsp.runtime.providers.native import NativeProvider
+from nexo_lsp.runtime.providers.native import ModelFigures, NativeProvider, measured_tokens_per_s
 from nexo_lsp.runtime.providers.provider import Provider
+from nexo_lsp.runtime.providers.remote import RemoteProvider
+from nexo_lsp.runtime.redacting import Redacting
 from nexo_lsp.runtime.selection import Selection
 from nexo_lsp.runtime.supply import Asks, ModelSupply
 from nexo_lsp.settings import EngineKind, Settings
@@ -44,8 +51,8 @@ class Hooks:
     """Called when an engine's state has changed."""
     notice: Callable[[str], None]
     """Tells the user one thing."""
-    upgrades: bool
-    """Whether better models may be fetched while others answer."""
+    lasting: bool
+    """Whether this app lives long: then a better model may be fetched while another one answers."""
 
 
 class EngineRoom:
@@ -65,14 +72,25 @@ class EngineRoom:
         self._folders = folders
         self._settings = settings
         self._hooks = hooks
+        self._offload = offload
+        self._catalog = load_catalog(folders.catalog_file)
         self._store: ModelStore | None = None
         self._trusted = False
         self._models: dict[Operation, ModelChoice] = {}
         self._upgrading: set[str] = set()
-        self.environment = environment
+        self._looked_for_gpus = False
+        self.environment = replace(environment, gpus=known_gpus(folders.state) or environment.gpus)
         self.supply = ModelSupply(lambda: self.store, host, offload, settings)
         self.engines = Engines(hooks.keep, hooks.on_status, hooks.notice)
+        self.client_port = ClientPort()
+        """Where the editor's own engine is plugged in, if it has one."""
+        self.client_port.on_change = self._client_changed
         self.plan()
+
+    def _client_changed(self) -> None:
+        """The editor announced another engine, or none any more."""
+        self.plan()
+        self._hooks.on_status()
 
     @property
     def store(self) -> ModelStore:
@@ -81,7 +99,8 @@ class EngineRoom:
             # It brings an HTTP library along, which a server that has its model never needs.
             from nexo_lsp.models.store import ModelStore
 
-            self._store = ModelStore(self._folders.models, self._environ)
+            self._store = ModelStore(self._folders.models, self._environ, catalog=self._catalog.entries)
+            self._store.follow(self._settings())
         return self._store
 
     def plan(self, *, trusted: bool | None = None) -> None:
@@ -89,11 +108,13 @@ class EngineRoom:
         if trusted is not None:
             self._trusted = trusted
         settings = self._settings()
+        if self._store is not None:
+            self._store.follow(settings)
         offers: dict[Operation, Sequence[Offer]] = {}
         policies: dict[Operation, Policy] = {}
         made: dict[str, Sequence[Offer]] = {}
         for operation in Operation:
-            choice = model_for(settings, operation, self.environment, CATALOG, self._is_here)
+            choice = model_for(settings, operation, self.environment, self._catalog.entries, self._is_here)
             self._models[operation] = choice
             offers[operation] = made.setdefault(choice.reference, self._offers(settings, choice))
             policies[operation] = Policy(
@@ -107,8 +128,33 @@ class EngineRoom:
     def engine(self, operation: Operation) -> Engine:
         """The engine of an operation; raises `EngineUnavailable` with the reasons if there is none."""
         engine = self.engines.engine(operation)
-        self._upgrade(operation)
+        if self._hooks.lasting and self.model_name(operation) is not None:
+            if not self._looked_for_gpus:
+                self._looked_for_gpus = True
+                self._hooks.keep(self.find_gpus())
+            self._upgrade(operation)
         return engine
+
+    async def find_gpus(self) -> None:
+        """Ask llama.cpp which GPUs it can use, if nobody has since it was installed; then plan anew.
+
+        Takes some seconds, in another process.
+        """
+        state = self._folders.state
+        known = await self._offload(lambda: known_gpus(state))
+        if known is None and self.environment.processes:
+            found = await self._offload(lambda: find_gpus(state))
+            _log.info("GPUs: %s", found.reason)
+            known = found.gpus
+        if known is not None and known != self.environment.gpus:
+            self.environment = replace(self.environment, gpus=known)
+            self.plan()
+            self._hooks.on_status()
+
+    def pause_below(self) -> int:
+        """The charge, in percent, below which review that nobody asked for waits; 0 never."""
+        setting = self._settings().review.pause_below_battery
+        return PhoneRules().pause_below(setting) if self.environment.platform in PHONES else setting
 
     def selection(self, operation: Operation) -> Selection:
         """What was chosen for an operation, with reasons."""
@@ -158,22 +204,42 @@ class EngineRoom:
         return await self.supply.file(self._models[operation].reference)
 
     def _offers(self, settings: Settings, choice: ModelChoice) -> tuple[Offer, ...]:
-        reference = choice.reference
+        reference, environment = choice.reference, self.environment
+        threaded = None if environment.processes else _in_thread
+        hybrid = environment.performance_cores < environment.physical_cores
         native = NativeProvider(
             settings.engine,
             lambda: self.supply.file(reference),
             self._folders.prefixes,
-            parameters=choice.entry.parameters if choice.entry else None,
+            about=self._figures(choice),
+            cores=environment.performance_cores if hybrid else 0,
+            thread=threaded,
         )
         # Which of them is asked is no part of how an engine is run.
-        used = settings.engine.model_copy(update={"kind": "auto"}), reference
+        used = settings.engine.model_copy(update={"kind": "auto"}), reference, native.cores
         named = "mobile" in {settings.review.engine, settings.completion.engine}
+        port = self.client_port
         providers: tuple[tuple[Provider, object], ...] = (
             (native, used),
-            (MobileProvider(native, self.environment, named=named), used),
+            (MobileProvider(native, environment, spawn=threaded, named=named), used),
+            (ClientHostedProvider(port, self._refusal, Redacting), _identity(port)),
+            (RemoteProvider(settings.remote, lambda: self._trusted, self._environ), settings.remote),
             (MockProvider(self._environ), ""),
         )
         return tuple(Offer(provider, (provider.name, key)) for provider, key in providers)
+
+    def _figures(self, choice: ModelChoice) -> ModelFigures:
+        entry = choice.entry
+        if entry is None:
+            return ModelFigures()
+        speed = measured_tokens_per_s(self._folders.models / entry.file, self._folders.state)
+        return ModelFigures(entry.parameters or None, entry.weight_bytes, speed)
+
+    def _refusal(self) -> str | None:
+        """Why prompts may not leave this machine now; None if they may."""
+        if not self._settings().remote.enabled:
+            return "nexo.remote.enabled is off, in your own settings"
+        return None if self._trusted else "this workspace is not trusted"
 
     def _is_here(self, entry: CatalogEntry) -> bool:
         # The store would look at the size too, and brings an HTTP library along.
@@ -183,12 +249,9 @@ class EngineRoom:
         """Fetch what would suit this machine better, and change over between requests."""
         better = self._models[operation].better
         settings = self._settings()
-        if not (self._hooks.upgrades and settings.models.upgrade) or better is None:
+        if better is None or better.name in self._upgrading or not settings.models.upgrade:
             return
-        provider = self.selection(operation).provider
-        if provider is None or provider.name in _NO_MODEL_FILE or not self.supply.may_fetch(better.name):
-            return
-        if better.name in self._upgrading:
+        if not self.supply.may_fetch(better.name):
             return
         self._upgrading.add(better.name)
 
@@ -198,6 +261,19 @@ class EngineRoom:
             self._hooks.on_status()
 
         self._hooks.keep(self.supply.fetch_ahead(better.name, arrived))
+
+
+async def _in_thread(wish: Load) -> Hosted:
+    # It loads llama.cpp's side of the engine into this process.
+    from nexo_lsp.engines.llama.threaded import spawn_in_thread
+
+    return await spawn_in_thread(wish)
+
+
+def _identity(port: ClientPort) -> object:
+    """What makes the client's engine another one: not the state that it is in."""
+    announced = port.announced
+    return (announced.model, announced.capabilities) if announced is not None else None
 
 
 def _kind_of(settings: Settings, operation: Operation) -> EngineKind:

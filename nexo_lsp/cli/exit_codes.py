@@ -14,6 +14,7 @@ from nexo_lsp.errors import (
     ModelDownloadCancelled,
     ModelError,
     ModelUnknown,
+    ModelWorkCancelled,
     NexoError,
     UsageError,
 )
@@ -36,7 +37,7 @@ class ExitCode(IntEnum):
 
 def exit_code(error: NexoError) -> ExitCode:
     """The exit code that an error ends the program with."""
-    if isinstance(error, ModelDownloadCancelled):
+    if isinstance(error, (ModelDownloadCancelled, ModelWorkCancelled)):
         return ExitCode.INTERRUPTED
     if isinstance(error, (UsageError, ModelUnknown)):
         return ExitCode.USAGE

@@ -59,8 +59,11 @@ def _review(app: typer.Typer) -> None:
 
 
 def _models(app: typer.Typer) -> None:
+    from nexo_lsp.cli import models_prune, models_versions
     from nexo_lsp.cli.models import app as models
 
+    models_versions.add_to(models)
+    models_prune.add_to(models)
     app.add_typer(models, name="models")
 
 
@@ -68,6 +71,12 @@ def _doctor(app: typer.Typer) -> None:
     from nexo_lsp.cli.doctor import doctor
 
     app.command()(doctor)
+
+
+def _remote(app: typer.Typer) -> None:
+    from nexo_lsp.cli.remote import app as remote
+
+    app.add_typer(remote, name="remote")
 
 
 def _config(app: typer.Typer) -> None:
@@ -82,5 +91,6 @@ _COMMANDS: Mapping[str, Callable[[typer.Typer], None]] = {
     "review": _review,
     "models": _models,
     "doctor": _doctor,
+    "remote": _remote,
     "config": _config,
 }

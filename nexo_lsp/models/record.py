@@ -1,11 +1,27 @@
-"""What the digest of a file was found to be, remembered beside it for as long as the file stays the same."""
+"""What is known of a model file, remembered beside it for as long as the file stays the same."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import secrets
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What was found when the file was fetched or read."""
+
+    sha256: str
+    """Of the file as it is."""
+    published: bool
+    """Whether that was the digest of a published version: then the file is right, if not the newest."""
+    added_ns: int
+    """When this version came here, in nanoseconds since the epoch; 0 where it was not noted."""
 
 
 def record_file(path: Path) -> Path:
@@ -13,8 +29,8 @@ def record_file(path: Path) -> Path:
     return path.with_name(path.name + ".checked")
 
 
-def read_record(path: Path) -> str | None:
-    """The digest of `path` as it was last found, or None when it was not, or the file has changed since."""
+def record_of(path: Path) -> Record | None:
+    """What is known of `path`; None when it was never read, or has changed since."""
     try:
         stat = path.stat()
         data: Any = json.loads(record_file(path).read_text("utf-8"))
@@ -25,13 +41,48 @@ def read_record(path: Path) -> str | None:
     known = cast("dict[str, object]", data)
     if known.get("size") != stat.st_size or known.get("mtime_ns") != stat.st_mtime_ns:
         return None
-    digest = known.get("sha256")
-    return digest if isinstance(digest, str) else None
+    digest, added = known.get("sha256"), known.get("added_ns", 0)
+    if not isinstance(digest, str) or not isinstance(added, int):
+        return None
+    return Record(digest, known.get("published") is True, added)
 
 
-def write_record(path: Path, sha256: str) -> None:
-    """Remember a digest. Where the folder is read-only it is not remembered, and found again next time."""
+def read_record(path: Path) -> str | None:
+    """The digest of `path` as it was last found, or None when it was not, or the file has changed since."""
+    record = record_of(path)
+    return record.sha256 if record is not None else None
+
+
+def write_record(path: Path, sha256: str, *, published: bool = False) -> None:
+    """Remember a digest. Where the folder is read-only it is not remembered, and found again next time.
+
+    A digest that was a published one stays so when it is found again.
+    """
     with contextlib.suppress(OSError):
-        stat = path.stat()
-        data = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256}
-        record_file(path).write_text(json.dumps(data), "utf-8")
+        before, stat = record_of(path), path.stat()
+        same = before is not None and before.sha256 == sha256
+        data = {
+            "size": stat.st_size,
+            "mtime_ns": stat.st_mtime_ns,
+            "sha256": sha256,
+            "published": published or (before is not None and same and before.published),
+            "added_ns": before.added_ns if before is not None and same else time.time_ns(),
+        }
+        write_whole(record_file(path), json.dumps(data))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that whoever reads it, and a crash, sees all of the old text or of the new one.
+
+    Raises `OSError`.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

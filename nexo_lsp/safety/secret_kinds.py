@@ -60,8 +60,8 @@ KEY_MARK = re.compile(r"-----(?P<which>BEGIN|END) [A-Z0-9 ]{0,40}PRIVATE KEY(?: 
 """Where a key in PEM's form begins and ends."""
 
 KEY_LINE = re.compile(r"(?<!\\)[A-Za-z0-9+/=]{16,}")
-"""What of a private key is secret: its lines, each for itself, so that the shape of the text stays; the letter
-of an escaped line end is none of it."""
+"""What of a private key is secret: its lines, each for itself, so that the shape of the text stays. The
+letter of an escaped line end is none of them."""
 
 KEY_TEXT = frozenset(string.ascii_letters + string.digits + "+/= \\\t\r\n\"'`,")
 """What the text of a key is made of, as a file has it or a program's literal."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from types import NoneType
+from typing import Any, Final, Literal, cast, get_type_hints
 
 import attrs
 from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 from lsprotocol import types
+
+from nexo_lsp.server import engine_messages as engine
 
 REVIEW: Final = "nexo/review"
 STATUS: Final = "nexo/status"
@@ -151,13 +155,30 @@ MESSAGES: Final = (
     CustomMessage(PROPOSAL, "server to client", "notification", ProposalParams, None),
     CustomMessage(PROPOSAL_ACCEPT, "client to server", "request", ProposalId, AcceptResult),
     CustomMessage(PROPOSAL_DISCARD, "client to server", "request", ProposalId, None),
+    CustomMessage(
+        engine.ENGINE_ANNOUNCE, "client to server", "notification", engine.EngineAnnounceParams, None
+    ),
+    CustomMessage(
+        engine.ENGINE_GENERATE, "server to client", "notification", engine.EngineGenerateParams, None
+    ),
+    CustomMessage(engine.ENGINE_PIECE, "client to server", "notification", engine.EnginePieceParams, None),
+    CustomMessage(engine.ENGINE_END, "client to server", "notification", engine.EngineEndParams, None),
+    CustomMessage(engine.ENGINE_CANCEL, "server to client", "notification", engine.EngineCancelParams, None),
+    CustomMessage(
+        engine.ENGINE_COUNT_TOKENS,
+        "server to client",
+        "request",
+        engine.EngineCountParams,
+        engine.EngineCountResult,
+    ),
 )
 
-REQUEST_PARAMS: Final = {
-    message.method: message.params
+PARAMS: Final = {
+    (message.method, message.kind): message.params
     for message in MESSAGES
     if message.direction == "client to server" and message.params is not None
 }
+"""What the client's messages carry."""
 
 _CLASSES: Final = (
     ReviewParams,
@@ -171,7 +192,16 @@ _CLASSES: Final = (
     FindingArguments,
     DocumentArguments,
     JobArguments,
+    *engine.ENGINE_CLASSES,
 )
+
+
+_KINDS: Final[Mapping[object, tuple[type, ...]]] = {
+    bool: (bool,),
+    int: (int,),
+    str: (str,),
+    str | None: (str, NoneType),
+}
 
 
 def wire_name(name: str) -> str:
@@ -186,4 +216,21 @@ def register_hooks(converter: Converter) -> Converter:
         names = {field.name: override(rename=wire_name(field.name)) for field in attrs.fields(cls)}
         converter.register_structure_hook(cls, make_dict_structure_fn(cls, converter, **names))  # pyright: ignore[reportArgumentType]
         converter.register_unstructure_hook(cls, make_dict_unstructure_fn(cls, converter, **names))  # pyright: ignore[reportArgumentType]
+    for cls in engine.FROM_CLIENT:
+        _be_exact(cls, converter)
     return converter
+
+
+def _be_exact(cls: type[Any], converter: Converter) -> None:
+    """Have values of `cls` refused (`TypeError`) that are of other types than it declares."""
+    lenient = converter.get_structure_hook(cls)
+    hints = get_type_hints(cls)
+    kinds = {wire_name(name): _KINDS[hint] for name, hint in hints.items() if hint in _KINDS}
+
+    def structure(value: object, kind: Any) -> Any:
+        for name, given in cast("Mapping[str, object]", value if isinstance(value, dict) else {}).items():
+            if name in kinds and type(given) not in kinds[name]:
+                raise TypeError(f"{name} cannot be of type {type(given).__name__}")
+        return lenient(value, kind)
+
+    converter.register_structure_hook(cls, structure)

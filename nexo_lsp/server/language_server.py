@@ -16,10 +16,11 @@ from pygls.protocol import default_converter
 
 from nexo_lsp import __version__
 from nexo_lsp.app import App, Host, create_app
-from nexo_lsp.server import custom_messages, lifecycle, progress
+from nexo_lsp.server import custom_messages, engine_messages, lifecycle, progress
 from nexo_lsp.server.client_features import ClientFeatures
 from nexo_lsp.server.failures import Failures
 from nexo_lsp.server.features import (
+    client_engine,
     code_actions,
     commands,
     completion,
@@ -43,7 +44,7 @@ T = TypeVar("T")
 class AppFactory(Protocol):
     """Makes the app of a server."""
 
-    def __call__(self, environ: Mapping[str, str], host: Host, /) -> App:
+    def __call__(self, environ: Mapping[str, str], host: Host, /, *, lasting: bool) -> App:
         """An app that asks `host` for what it needs from the editor."""
         ...
 
@@ -70,6 +71,9 @@ HANDLERS: Final[Mapping[str, Callable[..., Any]]] = {
     custom_messages.STATUS: status.status,
     custom_messages.PROPOSAL_ACCEPT: accept,
     custom_messages.PROPOSAL_DISCARD: discard,
+    engine_messages.ENGINE_ANNOUNCE: client_engine.announced,
+    engine_messages.ENGINE_PIECE: client_engine.piece,
+    engine_messages.ENGINE_END: client_engine.ended,
 }
 
 
@@ -97,7 +101,7 @@ class NexoServer(LanguageServer):
         self._tasks: set[asyncio.Task[Any]] = set()
         self.jobs = Jobs(self)
         self.host = EditorHost(self)
-        self.app = app_factory(environ, self.host)
+        self.app = app_factory(environ, self.host, lasting=True)
         self.app.hovers.on_failure = self.failures.tell_once
         self.settings = settings.EditorSettings(self)
         self.reviews = diagnostics.ReviewTriggers(self)
@@ -164,6 +168,7 @@ class NexoServer(LanguageServer):
         self.host.close()
         for task in list(self._tasks):
             task.cancel()
+        self.app.client_port.disconnect()
         await self.app.close()
 
 

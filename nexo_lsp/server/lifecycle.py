@@ -15,6 +15,7 @@ from pygls.uris import to_fs_path
 from nexo_lsp.offload import in_thread
 from nexo_lsp.server.capabilities import section
 from nexo_lsp.server.client_features import ClientFeatures
+from nexo_lsp.server.features import client_engine
 
 if TYPE_CHECKING:
     from nexo_lsp.server.language_server import NexoServer
@@ -36,6 +37,7 @@ def begin(server: NexoServer, params: Mapping[str, Any]) -> None:
     for uri in _first_folders(params):
         _add_folder(server, uri)
     _tell_folders(server)
+    client_engine.begin(server, params)
     server.settings.begin(options)
 
 

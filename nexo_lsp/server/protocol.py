@@ -20,7 +20,7 @@ from pygls.protocol.json_rpc import JsonRPCNotification
 
 from nexo_lsp.errors import DocumentError
 from nexo_lsp.server.capabilities import initialize_result
-from nexo_lsp.server.custom_messages import REQUEST_PARAMS
+from nexo_lsp.server.custom_messages import PARAMS
 
 if TYPE_CHECKING:
     from nexo_lsp.server.language_server import NexoServer
@@ -128,15 +128,17 @@ class NexoProtocol(LanguageServerProtocol):
             return None
 
     def structure_message(self, data: dict[str, Any]) -> Any:
-        """pygls's work without its logging of whole messages; our own requests are typed too."""
+        """pygls's work without its logging of whole messages; our own messages are typed too."""
         method = data.get("method")
         if method is None:
             kind = types.ResponseErrorMessage if "error" in data else self._result_types.pop(data["id"], None)
             return self._converter.structure(data, kind or JsonRPCResponseMessage)
-        params_class = REQUEST_PARAMS.get(method)
-        if "id" in data and params_class is not None:
+        params_class = PARAMS.get((method, "request" if "id" in data else "notification"))
+        if params_class is not None:
             params = self._converter.structure(data.get("params"), params_class)
-            return JsonRPCRequestMessage(id=data["id"], method=method, jsonrpc="2.0", params=params)
+            if "id" in data:
+                return JsonRPCRequestMessage(id=data["id"], method=method, jsonrpc="2.0", params=params)
+            return JsonRPCNotification(method=method, jsonrpc="2.0", params=params)
         generic = JsonRPCRequestMessage if "id" in data else JsonRPCNotification
         return self._converter.structure(data, self.get_message_type(method) or generic)
 

@@ -25,6 +25,9 @@ from nexo_lsp.settings.sections import Settings
 # Keys that clients keep in the same section for themselves; the server neither knows nor rejects them.
 _CLIENT_KEYS = frozenset({"trace", "server", "path", "trusted", "userSettings"})
 
+KEY_VARIABLE = "NEXO_REMOTE_API_KEY"
+"""Begins the names of variables that hold keys: those are no settings, and are shown nowhere."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -112,6 +115,8 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
 
 def _misspelt(key: str) -> str | None:
     """The name that a variable would stand for if its section had such a setting; None without a section."""
+    if key.startswith(KEY_VARIABLE):
+        return None
     for section in SECTIONS:
         start = f"NEXO_{section.upper()}_"
         if key.startswith(start):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,9 +13,12 @@ from nexo_lsp.engines.llama.engine import LlamaEngine, LlamaOptions
 from nexo_lsp.engines.llama.loading import LoadedModel, load
 from nexo_lsp.engines.llama.messages import Delta, Done, Failed, FromWorker, Load
 from nexo_lsp.engines.llama.native import Library
+from nexo_lsp.engines.llama.process import Spawn, spawn_private
 from nexo_lsp.engines.llama.scheduler import Scheduler
+from nexo_lsp.engines.llama.threaded import spawn_in_thread
 from nexo_lsp.generation import Request
 
+from .client_side import Client
 from .tiny_gguf import write_tiny_model
 
 
@@ -102,9 +105,13 @@ def bench(loaded: LoadedModel) -> Iterator[Bench]:
 MakeEngine = Callable[..., LlamaEngine]
 
 
+SPAWNS: dict[str, Spawn] = {"process": spawn_private, "thread": spawn_in_thread}
+
+
 @pytest_asyncio.fixture
-async def make_engine(tiny_model: Path) -> AsyncGenerator[MakeEngine]:
-    """Engines that are closed when the test ends."""
+async def make_engine(tiny_model: Path, request: pytest.FixtureRequest) -> AsyncGenerator[MakeEngine]:
+    """Engines that are closed when the test ends; their worker is in a process, unless a test says `thread`."""
+    spawn = SPAWNS[getattr(request, "param", "process")]
     made: list[LlamaEngine] = []
 
     def make(
@@ -115,10 +122,21 @@ async def make_engine(tiny_model: Path) -> AsyncGenerator[MakeEngine]:
         async def tiny() -> Path:
             return tiny_model
 
-        engine = LlamaEngine(model or tiny, options or LlamaOptions(context_tokens=4096, threads=1), **more)
+        options = options or LlamaOptions(context_tokens=4096, threads=1)
+        engine = LlamaEngine(model or tiny, options, **{"spawn": spawn, **more})
         made.append(engine)
         return engine
 
     yield make
     for engine in made:
         await engine.close()
+
+
+@pytest_asyncio.fixture
+async def client() -> AsyncIterator[Client]:
+    """A client whose engine is asked one thing at a time."""
+    made = Client()
+    yield made
+    await made.engine.close()
+    assert made.port._running == {}
+    assert made.port._waiting == []

@@ -1,4 +1,4 @@
-"""The engine with its real worker process on the tiny model."""
+"""The engine with its real worker on the tiny model: in a process, and what a thread can do too in a thread."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ from nexo_lsp.errors import (
 )
 from nexo_lsp.generation import EngineState, FinishReason, Priority
 
-from .conftest import MakeEngine
+from .conftest import SPAWNS, MakeEngine
 from .requests import background, chat, collect, infill, saying
 
 ENDLESS = 3000
 """More tokens than any test waits for."""
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="the signal does not exist there")
+
+everywhere = pytest.mark.parametrize("make_engine", list(SPAWNS), indirect=True)
 
 
 def pid_of(engine: LlamaEngine) -> int:
@@ -58,6 +60,7 @@ async def test_an_answer_streams_through_the_worker(make_engine: MakeEngine) -> 
     assert engine.capabilities().context_tokens == 4096
 
 
+@everywhere
 async def test_the_second_prompt_comes_from_the_cache(make_engine: MakeEngine) -> None:
     engine = make_engine()
     first, _ = await collect(engine.stream(chat("again", session="s")))
@@ -67,6 +70,7 @@ async def test_the_second_prompt_comes_from_the_cache(make_engine: MakeEngine) -
     assert last.usage.cached_tokens == last.usage.prompt_tokens - 1
 
 
+@everywhere
 async def test_requests_that_come_at_once_share_one_start(make_engine: MakeEngine, tiny_model: Path) -> None:
     asked = 0
 
@@ -81,6 +85,7 @@ async def test_requests_that_come_at_once_share_one_start(make_engine: MakeEngin
     assert asked == 1
 
 
+@everywhere
 async def test_an_urgent_request_is_done_before_one_that_began_earlier(make_engine: MakeEngine) -> None:
     engine = make_engine()
     async with aclosing(engine.stream(background("slow", max_tokens=ENDLESS))) as slow:
@@ -90,6 +95,7 @@ async def test_an_urgent_request_is_done_before_one_that_began_earlier(make_engi
         assert (await anext(slow)).finish is None
 
 
+@everywhere
 @pytest.mark.parametrize("how", ["close", "cancel"])
 async def test_leaving_a_stream_frees_the_worker_for_the_next(make_engine: MakeEngine, how: str) -> None:
     engine = make_engine()
@@ -114,6 +120,7 @@ async def test_leaving_a_stream_frees_the_worker_for_the_next(make_engine: MakeE
     assert engine.status().queued == 0
 
 
+@everywhere
 async def test_a_prompt_that_is_too_long_is_told_and_the_next_one_works(make_engine: MakeEngine) -> None:
     engine = make_engine()
     with pytest.raises(PromptTooLong, match="4096"):
@@ -123,6 +130,7 @@ async def test_a_prompt_that_is_too_long_is_told_and_the_next_one_works(make_eng
     assert (await collect(engine.stream(chat())))[1].tokens == 40
 
 
+@everywhere
 async def test_a_deadline_holds_while_loading_and_while_decoding(make_engine: MakeEngine) -> None:
     never = asyncio.Event()
 
@@ -138,6 +146,7 @@ async def test_a_deadline_holds_while_loading_and_while_decoding(make_engine: Ma
     assert last.finish is FinishReason.DEADLINE
 
 
+@everywhere
 async def test_tokens_are_counted(make_engine: MakeEngine) -> None:
     engine = make_engine()
     assert await engine.count_tokens("héllo <|im_end|>") == len("héllo <|im_end|>".encode())
@@ -302,6 +311,7 @@ async def test_closing_ends_waiting_requests_and_the_process(make_engine: MakeEn
     assert engine.status().state is EngineState.CLOSED
 
 
+@everywhere
 async def test_closing_while_loading(make_engine: MakeEngine) -> None:
     asked = asyncio.Event()
 
@@ -319,6 +329,7 @@ async def test_closing_while_loading(make_engine: MakeEngine) -> None:
         await waiting
 
 
+@everywhere
 async def test_every_change_of_state_is_told(make_engine: MakeEngine) -> None:
     engine = make_engine()
     seen: list[EngineState] = []
@@ -357,6 +368,7 @@ async def test_a_file_that_cannot_be_loaded_is_one_clear_sentence(
     assert engine.status().detail == str(caught.value)
 
 
+@everywhere
 async def test_a_file_that_was_cut_off_is_not_loaded(make_engine: MakeEngine, half_a_model: Path) -> None:
     async def model() -> Path:
         return half_a_model

@@ -43,23 +43,27 @@ def write_tiny_model(
     more: tuple[str, ...] = (),
     *,
     packed: bool = False,
+    width: int = _WIDTH,
+    output: float = 1.0,
 ) -> Path:
     """Write the model to `path`. The weights come from `seed`; `more` are further special tokens.
 
-    With `packed` the matrices are kept as Q5_0, else as floats.
+    With `packed` the matrices are kept as Q5_0, else as floats. Kinds of quantisation whose names end in K need
+    a `width` that is a multiple of 256. All logits are multiplied by `output`: with 0 every token is as likely
+    as any other.
     """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(context)
-    writer.add_embedding_length(_WIDTH)
+    writer.add_embedding_length(width)
     writer.add_block_count(_LAYERS)
-    writer.add_feed_forward_length(_HIDDEN)
+    writer.add_feed_forward_length(_HIDDEN * width // _WIDTH)
     writer.add_head_count(_HEADS)
     writer.add_head_count_kv(_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(_WIDTH // _HEADS)
+    writer.add_rope_dimension_count(width // _HEADS)
     _add_vocabulary(writer, template, more)
-    _add_weights(writer, seed, len(more), packed=packed)
+    _add_weights(writer, seed, len(more), width, output, packed=packed)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -92,7 +96,10 @@ def _byte_text(value: int) -> str:
     return chr(256 + hidden.index(value))
 
 
-def _add_weights(writer: gguf.GGUFWriter, seed: int, more: int, *, packed: bool) -> None:
+def _add_weights(
+    writer: gguf.GGUFWriter, seed: int, more: int, width: int, scale_of_output: float, *, packed: bool
+) -> None:
+    hidden = _HIDDEN * width // _WIDTH
     random = np.random.default_rng(seed)
 
     def add(name: str, values: np.ndarray) -> None:
@@ -106,19 +113,19 @@ def _add_weights(writer: gguf.GGUFWriter, seed: int, more: int, *, packed: bool)
         return (random.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
 
     vocabulary = 256 + len(SPECIAL) + more
-    ones = np.ones(_WIDTH, dtype=np.float32)
-    add("token_embd.weight", matrix(vocabulary, _WIDTH) * 4)
+    ones = np.ones(width, dtype=np.float32)
+    add("token_embd.weight", matrix(vocabulary, width) * 4)
     writer.add_tensor("output_norm.weight", ones)
-    output = matrix(vocabulary, _WIDTH) * 4
+    output = matrix(vocabulary, width) * 4
     output[256:] = 0
-    writer.add_tensor("output.weight", output)
+    writer.add_tensor("output.weight", output * np.float32(scale_of_output))
     for layer in range(_LAYERS):
         block = f"blk.{layer}"
         writer.add_tensor(f"{block}.attn_norm.weight", ones)
         writer.add_tensor(f"{block}.ffn_norm.weight", ones)
         # Scales at which what comes out depends on every token before, and on rounding as little as possible.
         for name, scale in (("attn_q", 1.4), ("attn_k", 1.4), ("attn_v", 2), ("attn_output", 2)):
-            add(f"{block}.{name}.weight", matrix(_WIDTH, _WIDTH) * scale)
-        add(f"{block}.ffn_gate.weight", matrix(_HIDDEN, _WIDTH))
-        add(f"{block}.ffn_up.weight", matrix(_HIDDEN, _WIDTH) / 2)
-        add(f"{block}.ffn_down.weight", matrix(_WIDTH, _HIDDEN))
+            add(f"{block}.{name}.weight", matrix(width, width) * scale)
+        add(f"{block}.ffn_gate.weight", matrix(hidden, width))
+        add(f"{block}.ffn_up.weight", matrix(hidden, width) / 2)
+        add(f"{block}.ffn_down.weight", matrix(width, hidden))

@@ -19,12 +19,15 @@ from pygls.protocol import default_converter
 from pytest_lsp import ClientServerConfig, LanguageClient
 from pytest_lsp.client import register_lsp_features
 
+from nexo_lsp.engines.mock import MockEngine, Rule
 from tests.lsp.editor import Editor
+from tests.lsp.engine_client import ENGINE, EngineClient
 
 CLIENTS = Path(__file__).parent / "clients"
 ROOT = Path(__file__).parents[2]
 
 StartEditor = Callable[..., Coroutine[Any, Any, Editor]]
+StartEngineClient = Callable[..., Coroutine[Any, Any, EngineClient]]
 
 
 def capabilities_of(client: str) -> dict[str, Any]:
@@ -102,6 +105,26 @@ async def start_editor(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncI
             await editor.client.shutdown_session()
         await editor.client.stop()
     show_log(home)
+
+
+@pytest_asyncio.fixture
+async def start_engine_client(start_editor: StartEditor) -> AsyncIterator[StartEngineClient]:
+    """A function that starts a server whose engine is the client's; `rules` script it, None leaves it mute."""
+    clients: list[EngineClient] = []
+
+    async def begin(
+        rules: Sequence[dict[str, Any]] | None = (), *, trigger: str = "manual", **announced: Any
+    ) -> EngineClient:
+        editor = await start_editor(environ=ENGINE, configuration={"review": {"trigger": trigger}})
+        engine = None if rules is None else MockEngine([Rule.model_validate(rule) for rule in rules])
+        client = EngineClient(editor, engine)
+        client.announce(**announced)
+        clients.append(client)
+        return client
+
+    yield begin
+    for client in clients:
+        await client.close()
 
 
 async def start_client(environ: dict[str, str]) -> LanguageClient:

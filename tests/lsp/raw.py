@@ -51,7 +51,7 @@ async def start_raw(home: Path, **environ: str) -> RawServer:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "nexo_lsp", "serve",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        env=server_environment(home, NEXO_ENGINE="mock", **environ),
+        env=server_environment(home, **{"NEXO_ENGINE": "mock", **environ}),
     )  # fmt: skip
     return RawServer(process)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from nexo_lsp.engines.llama.native import Library, NativeError
 
+_UINT32 = 4
+"""Of `enum gguf_type`."""
 _REARRANGED = frozenset({2, 10, 12, 20})
 """Q4_0, Q2_K, Q4_K and IQ4_NL of `enum ggml_type`: llama.cpp copies such weights into the order that the
 vector units of a processor like (ggml's `ggml-cpu/repack.cpp`)."""
@@ -68,6 +70,13 @@ class Head:
             for index in range(c.gguf_get_n_tensors(handle))
         ]
 
+    def number(self, key: bytes) -> int | None:
+        """What the file says under `key`, if that is a number of 32 bits without a sign."""
+        index = self._c.gguf_find_key(self._handle, key)
+        if index < 0 or self._c.gguf_get_kv_type(self._handle, index) != _UINT32:
+            return None
+        return int(self._c.gguf_get_val_u32(self._handle, index))
+
     def change(self, name: bytes, kind: int) -> None:
         """Give a tensor another type; the places of those behind it change too."""
         self._c.gguf_set_tensor_type(self._handle, name, kind)
@@ -107,6 +116,9 @@ def _declared(c: Any) -> Any:
         ("gguf_get_tensor_type", ctypes.c_int, (handle, index)),
         ("gguf_get_tensor_offset", ctypes.c_size_t, (handle, index)),
         ("gguf_get_tensor_size", ctypes.c_size_t, (handle, index)),
+        ("gguf_find_key", index, (handle, ctypes.c_char_p)),
+        ("gguf_get_kv_type", ctypes.c_int, (handle, index)),
+        ("gguf_get_val_u32", ctypes.c_uint32, (handle, index)),
         ("gguf_set_tensor_type", None, (handle, ctypes.c_char_p, ctypes.c_int)),
         ("gguf_write_to_file", ctypes.c_bool, (handle, ctypes.c_char_p, ctypes.c_bool)),
     ):

@@ -98,6 +98,8 @@ class Library:
         self.hold_log = False
         """Whether lines are kept back in `held` for somebody to decide about."""
         self.held: list[str] = []
+        self.listener: Callable[[str], None] | None = None
+        """Gets every piece of the log, of any level, while there is one."""
         self._log_level = 0
         # The library calls it until another one is set, and ctypes keeps no reference to a callback.
         log_callback = self.c.llama_log_callback(self._log)
@@ -108,6 +110,8 @@ class Library:
     def _log(self, level: int, text: bytes, _user: object) -> None:
         if level != _LOG_CONTINUED:
             self._log_level = level
+        if self.listener is not None:
+            self.listener(text.decode("utf-8", "replace"))
         if self._log_level in {_LOG_WARN, _LOG_ERROR}:
             line = text.decode("utf-8", "replace")
             if self._log_level == _LOG_ERROR:

@@ -112,7 +112,7 @@ async def _answer(
                 finish = FinishReason.STOP
                 break
             if event.get("error"):
-                raise in_stream(host, event, server.endpoint.key)
+                raise in_stream(host, event, server.key)
             part = account.read(event)
             shown = text.feed(cutter.feed(part.text).encode())
             finish = part.finish

@@ -59,15 +59,18 @@ class RemoteEngine:
         endpoints: Sequence[Endpoint],
         options: RemoteOptions | None = None,
         *,
+        keys: Callable[[str], str | None] = lambda _host: None,
         client: MakeClient | None = None,
         offload: Offload = in_thread,
     ) -> None:
         """`endpoints` are at least one, the best first. Raises `SettingsError` for a wrong address.
 
-        `client` makes the HTTP client of one endpoint (for tests); `offload` runs what reads certificates.
+        `keys` gives the key of a host (`host:port`) whose endpoint has none; it may block. `client` makes the
+        HTTP client of one endpoint (for tests); `offload` runs `keys` and what reads certificates.
         """
         self.options = options or RemoteOptions()
         self.on_status: Callable[[EngineStatus], None] = lambda _status: None
+        self._keys = keys
         self._client = client
         self._offload = offload
         self._trust: ssl.SSLContext | None = None
@@ -202,8 +205,10 @@ class RemoteEngine:
         return max(failure.after_s or 0.0, random.uniform(0, most))  # noqa: S311 -- nothing secret
 
     async def _new_client(self, server: Server) -> httpx.AsyncClient:
+        if server.key is None:
+            server.key = await self._offload(lambda: self._keys(server.address.host))
         if self._client is not None:
-            return self._client(server.endpoint)
+            return self._client(Endpoint(server.endpoint.url, server.key))
         if not server.address.encrypted:
             return new_client(server, self.options, no_trust())
         if self._trust is None:
@@ -271,6 +276,8 @@ def _picture(server: Server) -> dict[str, Any]:
         picture |= {
             "kind": str(facts.kind),
             "model": facts.model,
+            "models": facts.models,
+            "contextTokens": facts.context_tokens,
             "schema": str(manner.schema),
             "prefill": str(manner.prefill),
             "infill": str(infill) if infill is not None else "",

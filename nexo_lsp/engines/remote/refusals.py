@@ -59,6 +59,7 @@ class Failed(Exception):
     """How long the server asked us to wait."""
     not_taken: bool = False
     """Whether it may be the way of asking that the server does not take."""
+    wants_key: bool = False
     not_there: bool = False
     """Whether the server has no such path, or no such model."""
 
@@ -113,7 +114,7 @@ def refused(host: str, response: httpx.Response, body: bytes, key: str | None) -
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         what = "does not take the key" if key else "wants a key"
         message = f"{host} {what} ({_status(status)}); {KEY_HINT}."
-        return Failed(EngineUnavailable(message), Again.ELSEWHERE, rests=True)
+        return Failed(EngineUnavailable(message), Again.ELSEWHERE, rests=True, wants_key=True)
     if code in _OVERFLOWS:
         return Failed(PromptTooLong(sentence(f"{host}: {said}")), Again.NEVER)
     message = sentence(f"{host} answers {_status(status)}{f': {said}' if said else ''}")

@@ -61,6 +61,7 @@ class Server:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.endpoint = endpoint
+        self.key = endpoint.key
         self.address = Address.of(endpoint.url)
         self.running = 0
         """Requests that have a place here."""
@@ -74,6 +75,7 @@ class Server:
         self._clock = clock
         self._failures = 0
         self._client: httpx.AsyncClient | None = None
+        self._retired: list[httpx.AsyncClient] = []
         self._learning = asyncio.Lock()
         self._opening = asyncio.Lock()
 
@@ -94,6 +96,11 @@ class Server:
         rest = min(_REST_MOST_S, _REST_FIRST_S * 2 ** (self._failures - 1))
         self.rests_until = self._clock() + (failure.after_s or rest)
         self.problem = str(failure.error)
+        if failure.wants_key:
+            # There may be another one when it is asked again.
+            self.key = self.endpoint.key
+            self._retired += [self._client] if self._client is not None else []
+            self._client = None
         # Another program, or another model, may answer when it is back.
         self.facts = self.manner = None
 
@@ -144,9 +151,11 @@ class Server:
 
     async def close(self) -> None:
         """Close its connections."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        clients, self._client = [self._client, *self._retired], None
+        self._retired.clear()
+        for client in clients:
+            if client is not None:
+                await client.aclose()
 
     async def _learn(self) -> Facts:
         options = self._options
@@ -202,7 +211,7 @@ class Server:
             response = await client.send(request, stream=True, follow_redirects=False)
             if not response.is_success:
                 data = await _whole(response)
-                raise refused(host, response, data, self.endpoint.key)
+                raise refused(host, response, data, self.key)
             yield response
         except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
             raise silent(host, silence_s) from error
@@ -251,7 +260,7 @@ def new_client(server: Server, options: RemoteOptions, context: ssl.SSLContext) 
     """
     try:
         return httpx.AsyncClient(
-            headers=headers(server.endpoint),
+            headers={"authorization": f"Bearer {server.key}"} if server.key else {},
             verify=context,
             # A proxy would see what is said on this machine.
             trust_env=options.proxies and not server.address.loopback,
@@ -268,11 +277,6 @@ def new_client(server: Server, options: RemoteOptions, context: ssl.SSLContext) 
         ) from error
     except (ValueError, httpx.InvalidURL) as error:
         raise EngineUnavailable(f"A proxy that the environment names is no web address ({error}).") from error
-
-
-def headers(endpoint: Endpoint) -> dict[str, str]:
-    """What is sent with every request to `endpoint`."""
-    return {"authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
 
 
 async def _whole(response: httpx.Response) -> bytes:

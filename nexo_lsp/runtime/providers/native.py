@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from nexo_lsp.engines.llama.messages import Load
 from nexo_lsp.engines.llama.process import Hosted, Spawn, spawn_private
 from nexo_lsp.folders import Folders, folders
 from nexo_lsp.generation import Capabilities, EngineStatus
-from nexo_lsp.models.catalog import CATALOG
+from nexo_lsp.models.catalog import builtin
 from nexo_lsp.runtime.environment import Platform
 from nexo_lsp.runtime.providers.provider import Availability, Traits
 from nexo_lsp.settings import EngineSettings
@@ -26,8 +26,22 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_HOME = frozenset({Platform.LINUX, Platform.MACOS, Platform.WINDOWS, Platform.CONSOLE})
+
 _SMALLER = 0.6
 """A model that guesses has to be this much smaller at least to be worth a measurement."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFigures:
+    """What selection wants to know of a model."""
+
+    parameters: float | None = None
+    """Billions."""
+    least_bytes: int = 0
+    """What it takes of memory at the least; 0 if unknown."""
+    tokens_per_s: float | None = None
+    """What `nexo-lsp doctor --tune` measured here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +55,23 @@ class NativeProvider:
     installed: Callable[[], bool] = is_installed
     home: Callable[[], Folders] = lambda: folders(os.environ)
     """Where the worker that is shared is found."""
-    parameters: float | None = None
-    """The size of the model in billions, if it is known."""
+    about: ModelFigures = field(default_factory=ModelFigures)
+    """What is known of the model."""
+    cores: int = 0
+    """How many threads are used where nobody said or measured how many; 0 lets the worker choose."""
+    thread: Spawn | None = None
+    """Hosts the worker in a thread, where processes are not allowed."""
     name: str = "native"
 
     def traits(self) -> Traits:
-        """It runs in a process of its own, on desktop systems."""
-        return Traits(processes=True, platforms=frozenset({Platform.LINUX, Platform.MACOS, Platform.WINDOWS}))
+        """It is at home on desktop systems, and on consoles; phones have rules of their own (`mobile`)."""
+        return Traits(
+            processes=self.thread is None,
+            platforms=_HOME,
+            memory_bytes=self.about.least_bytes,
+            tokens_per_s=self.about.tokens_per_s,
+            parameters=self.about.parameters,
+        )
 
     def capabilities(self) -> Capabilities:
         """What llama.cpp does with most models."""
@@ -61,7 +85,7 @@ class NativeProvider:
 
     def create_engine(self, on_status: Callable[[EngineStatus], None]) -> Engine:
         """A `LlamaEngine` that starts its worker at the first request."""
-        spawn = _shared(self.home()) if self.settings.shared else spawn_private
+        spawn = self.thread or (_shared(self.home()) if self.settings.shared else spawn_private)
         engine = LlamaEngine(self.model, self.options(), spawn=spawn, tune=self._tuned)
         engine.on_status = on_status
         return engine
@@ -70,7 +94,7 @@ class NativeProvider:
         """What the settings say about how the engine is run."""
         return LlamaOptions(
             context_tokens=self.settings.context_tokens,
-            threads=self.settings.threads,
+            threads=self.settings.threads or self.cores,
             gpu_layers=gpu_layers_of(self.settings.gpu_layers),
             memory_limit_mb=self.settings.memory_limit_mb,
             prefix_folder=self.prefixes,
@@ -81,7 +105,7 @@ class NativeProvider:
     def _tuned(self, path: Path, options: LlamaOptions) -> LlamaOptions:
         tuning = tuning_of(self.settings, path, self.home().state)
         _log.info("threads: %s; drafting: %s", tuning.threads_reason, tuning.draft_reason)
-        return replace(options, threads=tuning.threads, draft_path=tuning.draft)
+        return replace(options, threads=tuning.threads or options.threads, draft_path=tuning.draft)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +135,14 @@ def tuning_of(settings: EngineSettings, model: Path, state: Path) -> Tuning:
     return Tuning(threads, reason, *_draft(model, known))
 
 
+def measured_tokens_per_s(model: Path, state: Path) -> float | None:
+    """How many tokens a second `nexo-lsp doctor --tune` found `model` to write; None if it did not look."""
+    from nexo_lsp.engines.llama.tuning_file import TuningFile
+
+    known = TuningFile(state).find(model)
+    return 1 / known.figures.step_s(known.threads) if known is not None else None
+
+
 def _draft(model: Path, known: Tuned | None) -> tuple[Path | None, str]:
     draft = draft_for(model)
     if draft is None:
@@ -128,10 +160,10 @@ def _draft(model: Path, known: Tuned | None) -> tuple[Path | None, str]:
 
 def draft_for(model: Path) -> Path | None:
     """The smaller model beside `model` that may guess for it, if there is one."""
-    own = next((entry for entry in CATALOG if entry.file == model.name), None)
+    own = next((entry for entry in builtin() if entry.file == model.name), None)
     if own is None:
         return None
-    kin = [entry for entry in CATALOG if entry.family == own.family and entry.size <= own.size * _SMALLER]
+    kin = [entry for entry in builtin() if entry.family == own.family and entry.size <= own.size * _SMALLER]
     found = [path for entry in kin if (path := model.with_name(entry.file)).is_file()]
     return min(found, key=lambda path: path.stat().st_size, default=None)
 

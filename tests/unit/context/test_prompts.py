@@ -7,8 +7,9 @@ from importlib import resources
 
 import pytest
 
-from nexo_lsp.context.prompts import Prompts, quotable_lines
+from nexo_lsp.context.prompts import Prompts, quotable_lines, template_of_tokens
 from nexo_lsp.generation import Role
+from nexo_lsp.models.catalog import CATALOG
 from nexo_lsp.syntax.languages import language_for
 
 PYTHON = language_for("python")
@@ -55,6 +56,72 @@ def test_a_quote_can_only_be_a_line_of_the_code() -> None:
 def test_the_suffix_comes_first(family: str) -> None:
     parts = Prompts().infill(family, "a", "b").template.parts
     assert parts.index("{suffix}") < parts.index("{prefix}")
+
+
+FAMILIES = Prompts().infill_families
+
+
+@pytest.mark.parametrize("family", sorted({entry.family for entry in CATALOG}))
+def test_every_family_of_the_catalogue_fills_in_or_says_why_not(family: str) -> None:
+    entries = [entry for entry in CATALOG if entry.family == family]
+    completes = any("completion" in entry.good_for for entry in entries)
+    assert family in FAMILIES
+    assert (Prompts().infill_template(family) is not None) is completes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_template_holds_both_sides_once_and_stops_at_its_own_tokens(family: str) -> None:
+    template = Prompts().infill_template(family)
+    texts = tomllib.loads(
+        resources.files("nexo_lsp.context").joinpath("templates", "infill.toml").read_text("utf-8")
+    )[family]
+    if template is None:
+        assert texts["none"]
+        return
+    assert sorted(part for part in template.parts if part.startswith("{")) == ["{prefix}", "{suffix}"]
+    tokens = [part for part in template.parts if not part.startswith("{")]
+    assert len(set(tokens)) == len(tokens)
+    assert set(tokens) <= set(template.stop)
+    assert not template.heal or template.parts[-1] == "{prefix}"
+    assert set(texts) <= {"parts", "stop", "heal"}
+
+
+def test_a_model_of_no_known_family_is_asked_with_its_own_tokens() -> None:
+    prompts = Prompts()
+    template = prompts.infill_template("", ("<P>", "<S>", "<M>"), ("<END>", "<P>"))
+    assert template is not None
+    assert template.parts == ("<P>", "{prefix}", "<S>", "{suffix}", "<M>")
+    assert template.stop == ("<P>", "<S>", "<M>", "<END>")
+    assert not template.heal
+    assert template_of_tokens("[PREFIX]", "[SUFFIX]", "").parts == (
+        "[SUFFIX]",
+        "{suffix}",
+        "[PREFIX]",
+        "{prefix}",
+    )
+    assert prompts.infill_template("") is None
+
+
+def test_the_file_is_believed_where_its_tokens_are_not_the_familys() -> None:
+    """Granite's older models have StarCoder's tokens."""
+    prompts = Prompts()
+    own = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+    assert prompts.infill_template("granite", own) == prompts.infill_template("granite")
+    old = prompts.infill_template("granite", ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"))
+    assert old is not None
+    assert old.parts[0] == "<fim_prefix>"
+    assert prompts.infill_template("codestral", ("[PREFIX]", "[SUFFIX]", "")) == prompts.infill_template(
+        "codestral"
+    )
+    assert prompts.infill_template("devstral", own) is None, "tokens alone do not make it able to"
+
+
+def test_the_model_at_hand_decides_where_no_family_is_asked_for() -> None:
+    prompts = Prompts()
+    before = prompts.infill("", "a", "b").template
+    assert before == prompts.infill_template("qwen2.5-coder")
+    prompts.model_template = prompts.infill_template("starcoder2")
+    assert prompts.infill("", "a", "b").template.parts[0] == "<fim_prefix>"
 
 
 def test_a_conversation_ends_with_the_user() -> None:

@@ -32,11 +32,14 @@ class WebServer:
 
     files: dict[str, bytes] = field(default_factory=dict[str, bytes])
     requests: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list[str])
     statuses: list[int] = field(default_factory=list[int])
     """Answered instead, one for each request, while there are any."""
     drops: list[int] = field(default_factory=list[int])
     """After so many bytes of the body the connection is closed, one for each request."""
     redirect: str = ""
+    commit: str = ""
+    """If set, requests for heads are answered like the Hub does: by saying what the file is."""
     headers: dict[str, str] = field(default_factory=dict[str, str])
     ranges: bool = True
     silent: bool = False
@@ -54,6 +57,26 @@ class WebServer:
     @property
     def ranges_asked(self) -> list[str | None]:
         return [headers.get("range") for _, headers in self.requests]
+
+    def announce(self, handler: BaseHTTPRequestHandler) -> None:
+        """Answer a request for a head as the Hub does for a large file."""
+        self.heads.append(handler.path)
+        self.started.set()
+        if self.silent:
+            self.gate.wait()
+            return
+        body = self.files.get(handler.path)
+        status = self.statuses.pop(0) if self.statuses else 302 if body is not None else 404
+        handler.send_response(status)
+        handler.send_header("Content-Length", "0")
+        if body is not None and self.commit:
+            handler.send_header(
+                "Location", f"{self.url.replace('127.0.0.1', 'localhost')}/blobs{handler.path}"
+            )
+            handler.send_header("X-Linked-Size", str(len(body)))
+            handler.send_header("X-Linked-ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+            handler.send_header("X-Repo-Commit", self.commit)
+        handler.end_headers()
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         headers = {key.lower(): value for key, value in handler.headers.items()}
@@ -118,6 +141,9 @@ def _serve() -> Iterator[WebServer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             web.answer(self)
+
+        def do_HEAD(self) -> None:
+            web.announce(self)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
             pass

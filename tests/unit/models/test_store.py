@@ -312,7 +312,7 @@ def test_cancelling_keeps_what_came_and_the_next_pull_goes_on_from_there(
         store.pull("tiny-coder", stop, cancel)
     assert _nothing_under_its_name(store)
     kept = (store.folder / f"{entry.file}.partial").stat().st_size
-    assert kept >= CHUNK
+    assert 0 < kept < entry.size
     hub.hold_after = None
     assert store.pull("tiny-coder").read_bytes() == payload
     assert hub.ranges_asked == [None, f"bytes={kept}-"]

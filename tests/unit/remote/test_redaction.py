@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from nexo_lsp.safety import redaction
 from nexo_lsp.safety.redaction import Restoring, describe, redact, restored
 
-from .safety_samples import ASSIGNMENTS, AWS, FORMS, GITHUB, HARMLESS, KEY_BODY, PASSWORD, PEM
+from .secret_samples import ASSIGNMENTS, AWS, FORMS, GITHUB, HARMLESS, KEY_BODY, PASSWORD, PEM
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(
