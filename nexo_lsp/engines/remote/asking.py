@@ -12,7 +12,6 @@ from nexo_lsp.engines.remote.dialect import (
     InfillWay,
     PrefillWay,
     SchemaWay,
-    knows_gaps,
     template_for,
 )
 from nexo_lsp.generation import ChatPrompt, InfillPrompt, InfillTemplate, Request, Role
@@ -33,11 +32,9 @@ class Manner:
     """Without what only some know: seed, usage, and `max_tokens` under its newer name."""
 
     @staticmethod
-    def first(dialect: Dialect, model: str) -> Manner:
+    def first(dialect: Dialect) -> Manner:
         """The ways that are tried first."""
-        infill = dialect.infill[0]
-        hopeless = infill is InfillWay.TEMPLATE and not knows_gaps(model)
-        return Manner(dialect.schema[0], dialect.prefill[0], None if hopeless else infill)
+        return Manner(dialect.schema[0], dialect.prefill[0], next(iter(dialect.infill), None))
 
     def weaker(self, dialect: Dialect, request: Request) -> Manner | None:
         """What to try when a server did not take `request` in this manner; None: there is no other."""

@@ -15,7 +15,7 @@ from nexo_lsp.engines.llama.text_stream import TextStream
 from nexo_lsp.engines.remote import asking
 from nexo_lsp.engines.remote.answering import Account
 from nexo_lsp.engines.remote.asking import Asked, Manner
-from nexo_lsp.engines.remote.dialect import PrefillWay, SchemaWay
+from nexo_lsp.engines.remote.dialect import PrefillWay
 from nexo_lsp.engines.remote.events import Events, TooLong
 from nexo_lsp.engines.remote.patience import Patience
 from nexo_lsp.engines.remote.prefix import Cutter, Loose, Unchanged, Unfenced, Verbatim
@@ -39,7 +39,7 @@ async def attempt(
 ) -> AsyncGenerator[Piece, None]:
     """Ask `server`, in the ways that it takes. Raises `Failed` and `OutOfTime`."""
     facts = await patience.wait(server.learn())
-    begun = manner = server.manner or Manner.first(facts.dialect, facts.model)
+    begun = manner = server.manner or Manner.first(facts.dialect)
     first: Failed | None = None
     while True:
         asked = _asked(request, manner, facts)
@@ -139,8 +139,8 @@ def _cutter(request: Request, manner: Manner) -> Cutter:
     prefix = request.prompt.answer_prefix
     if prefix:
         return Loose(prefix) if manner.prefill is PrefillWay.WORDS else Verbatim(prefix)
-    worded = request.json_schema is not None and manner.schema is SchemaWay.WORDS
-    return Unfenced() if worded else Unchanged()
+    # Also where a grammar holds the answer: some servers' grammars let a block of Markdown stand around it.
+    return Unfenced() if request.json_schema is not None else Unchanged()
 
 
 _END: Mapping[str, Any] = {}

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from nexo_lsp.engines.remote.asking import Asked, Manner
-from nexo_lsp.engines.remote.dialect import DIALECTS, Counting, Dialect, Kind, context_of, kind_of, listed
+from nexo_lsp.engines.remote.dialect import Counting, Dialect, Kind, context_of, dialect_for, kind_of, listed
 from nexo_lsp.engines.remote.endpoint import Address, Endpoint, RemoteOptions
 from nexo_lsp.engines.remote.refusals import Failed, refused, silent, unreachable, unusable
 from nexo_lsp.engines.remote.shapes import as_count, as_list, as_object
@@ -47,7 +47,7 @@ class Facts:
     @property
     def dialect(self) -> Dialect:
         """How it is asked."""
-        return DIALECTS[self.kind]
+        return dialect_for(self.kind, self.model)
 
 
 class Server:
@@ -109,7 +109,7 @@ class Server:
         async with self._learning:
             if self.facts is None:
                 self.facts = await self._learn()
-                self.manner = Manner.first(self.facts.dialect, self.facts.model)
+                self.manner = Manner.first(self.facts.dialect)
                 _log.info("%s is %s with %s", self.address.host, self.facts.kind, self.facts.model or "?")
             return self.facts
 
