@@ -32,22 +32,12 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from nexo_lsp.app import App
-from nexo_lsp.cli.review import files_of, workspace_of
-from nexo_lsp.cli.review_files import FileReviews
+from nexo_lsp.cli.review import run
 from nexo_lsp.cli.review_report import Report
 from nexo_lsp.cli.review_screen import ReviewScreen
-from nexo_lsp.cli.terminal import Screen, TerminalHost
-from nexo_lsp.engines.engine import Engine
-from nexo_lsp.engines.remote.endpoint import Endpoint, RemoteOptions
-from nexo_lsp.engines.remote.engine import RemoteEngine
-from nexo_lsp.generation import Operation
-from nexo_lsp.offload import in_thread
-from nexo_lsp.runtime.machine import read_environment
-from nexo_lsp.runtime.redacting import Redacting
+from nexo_lsp.cli.terminal import Screen
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "replicas.md"
 
 # The default model on two cores (see `results/engine.md`): tokens/s of prompts, and of one answer.
 PROMPT_TOKENS_PER_S, DECODE_TOKENS_PER_S = 150.0, 40.0
@@ -84,37 +74,22 @@ class Row:
         return self.wall_s * self.scale
 
 
-class Remote(App):
-    """The app with servers as its engine, whatever the settings say."""
-
-    def __init__(self, environ: dict[str, str], screen: ReviewScreen, engine: Engine) -> None:
-        super().__init__(
-            environ, TerminalHost(screen.screen, screen.status), in_thread, read_environment(), upgrades=False
-        )
-        self._servers = engine
-
-    def engine(self, operation: Operation = Operation.ACTION) -> Engine:
-        return self._servers
-
-
-async def review(tree: Path, endpoints: Sequence[str], jobs: int) -> tuple[Report, float, float]:
+def review(tree: Path, endpoints: Sequence[str], jobs: int) -> tuple[Report, float, float]:
     """Review all below `tree`, with nothing remembered; the report, seconds, and our processor's seconds."""
-    options = RemoteOptions(parallel=max(1, jobs // len(endpoints)), answer_timeout_s=600)
-    engine = Redacting(RemoteEngine([Endpoint(url) for url in endpoints], options))
-    with tempfile.TemporaryDirectory() as home, open(os.devnull, "w") as nothing:  # noqa: ASYNC230, PTH123
+    with tempfile.TemporaryDirectory() as home, Path(os.devnull).open("w") as nothing:
+        settings = {
+            "NEXO_HOME": home,
+            "NEXO_ENGINE": "remote",
+            "NEXO_REMOTE_ENABLED": "true",
+            "NEXO_REMOTE_ENDPOINTS": ",".join(endpoints),
+            "NEXO_REMOTE_PARALLEL": str(max(1, jobs // len(endpoints))),
+            "NEXO_REMOTE_ANSWER_TIMEOUT_S": "600",
+        }
         quiet = Console(file=nothing)
         show = ReviewScreen(Screen(quiet, quiet), text=False)
-        app = Remote({**os.environ, "NEXO_HOME": home}, show, engine)
-        roots = workspace_of([tree])
-        app.set_workspace(roots, trusted=True)
-        report = Report(files=list(files_of([tree], roots)))
         began, cpu = time.monotonic(), time.process_time()
-        try:
-            failure = await FileReviews(app, report, show, jobs).run()
-            seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
-        finally:
-            await app.close()
-            await engine.close()
+        report, failure = asyncio.run(run([tree], {**os.environ, **settings}, show, jobs))
+        seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
     if failure is not None or not report.complete:
         raise SystemExit(f"the review did not come to its end: {report.problem or failure}")
     return report, seconds, cpu_seconds
@@ -143,7 +118,7 @@ def measure(tree: Path, replicas: int, scale: float) -> Row:
     """One run."""
     with simulated(replicas, scale) as (endpoints, process):
         jobs = replicas * (1 + WAITING_AT_EACH)
-        report, seconds, cpu = asyncio.run(review(tree, endpoints, jobs))
+        report, seconds, cpu = review(tree, endpoints, jobs)
         did, _ = process.communicate("\n")
     done: dict[str, Any] = json.loads(did)
     busy = sum(done["busy_s"]) / replicas / seconds
@@ -194,8 +169,8 @@ def main() -> None:
     arguments = parser.parse_args()
     where = machine()
     if arguments.endpoints:
-        report, seconds, cpu = asyncio.run(
-            review(arguments.tree.resolve(), arguments.endpoints.split(","), arguments.jobs)
+        report, seconds, cpu = review(
+            arguments.tree.resolve(), arguments.endpoints.split(","), arguments.jobs
         )
         print(
             json.dumps(

@@ -67,7 +67,7 @@ class HeldApp(App):
 
     def __init__(self, screen: Screen, status: StatusLine) -> None:
         environment = read_environment()
-        super().__init__({**os.environ}, TerminalHost(screen, status), in_thread, environment, upgrades=False)
+        super().__init__({**os.environ}, TerminalHost(screen, status), in_thread, environment, lasting=False)
         self.held = Held()
 
     def engine(self, operation: Operation = Operation.ACTION) -> Engine:
@@ -211,6 +211,15 @@ def test_an_engine_that_fails_again_is_given_up(project: Path, tmp_path: Path) -
     done = review("--jobs", "1", "--json")
     assert done.returncode == 3
     assert events(tmp_path).count("start") == 2
+
+
+def test_no_engine_is_said_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXO_ENGINE", "native")
+    monkeypatch.setenv("NEXO_MODELS_AUTO_DOWNLOAD", "never")
+    done = review("--jobs", "4")
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "nexo-lsp models pull" in done.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot send Ctrl-C to one process")
