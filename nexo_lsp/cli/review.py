@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import threading
 import time
@@ -74,6 +75,8 @@ def review(
     Findings are printed as they come. Ctrl-C keeps what is done. Exit codes: 0 done, 1 a finding reaches
     --fail-on, 2 a path does not exist, 3 no engine or model, 130 stopped by Ctrl-C.
     """
+    # What goes wrong is said once, by the screen; without a handler the log would go to stderr as well.
+    logging.getLogger("nexo_lsp").addHandler(logging.NullHandler())
     with reported():
         form = Format.JSON if as_json_ else form
         environ = dict(os.environ) if model is None else {**os.environ, "NEXO_MODEL": model}
