@@ -114,7 +114,9 @@ class EngineRoom:
         policies: dict[Operation, Policy] = {}
         made: dict[str, Sequence[Offer]] = {}
         for operation in Operation:
-            choice = model_for(settings, operation, self.environment, self._catalog.entries, self._is_here)
+            choice = model_for(
+                settings, operation, self.environment, self._catalog.entries, self._is_here, self._measured
+            )
             self._models[operation] = choice
             offers[operation] = made.setdefault(choice.reference, self._offers(settings, choice))
             policies[operation] = Policy(
@@ -232,8 +234,10 @@ class EngineRoom:
         entry = choice.entry
         if entry is None:
             return ModelFigures()
-        speed = measured_tokens_per_s(self._folders.models / entry.file, self._folders.state)
-        return ModelFigures(entry.parameters or None, entry.weight_bytes, speed)
+        return ModelFigures(entry.parameters or None, entry.weight_bytes, self._measured(entry))
+
+    def _measured(self, entry: CatalogEntry) -> float | None:
+        return measured_tokens_per_s(self._folders.models / entry.file, self._folders.state)
 
     def _refusal(self) -> str | None:
         """Why prompts may not leave this machine now; None if they may."""
