@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import platform
 import resource
@@ -160,6 +161,7 @@ def machine() -> str:
 
 
 def main() -> None:
+    logging.getLogger("nexo_lsp").addHandler(logging.NullHandler())
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tree", type=Path, default=ROOT / "nexo_lsp")
     parser.add_argument("--replicas", default="1,4,16,64")
