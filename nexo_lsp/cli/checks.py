@@ -17,6 +17,7 @@ import psutil
 from nexo_lsp import __version__
 from nexo_lsp.cli.bounds import bounds
 from nexo_lsp.cli.check import Check
+from nexo_lsp.cli.container_checks import containers
 from nexo_lsp.errors import ModelCorrupt, ModelError, ModelMissing, StorageError
 from nexo_lsp.folders import Folders
 from nexo_lsp.models.catalog import size_text
@@ -170,6 +171,8 @@ def _model_file(store: ModelStore, path: Path) -> Iterator[Check]:
     size = path.stat().st_size
     if installed is None or installed.entry is None:
         yield Check("model", path.name, "ok", f"{path} ({size_text(size)}; not of the catalogue)")
+    elif installed.embedded:
+        yield Check("model", installed.name, "ok", f"{path} ({size_text(size)}, came with the program)")
     elif installed.verified:
         yield Check("model", installed.name, "ok", f"{path} ({size_text(size)}, verified)")
     else:
@@ -255,6 +258,7 @@ def everything(
     yield from settings(resolved)
     wanted = resolved.settings.engine.kind
     yield from engine(chosen, reasons, wanted)
+    yield from containers(resolved.settings, environ)
     if wanted != "mock":
         store = ModelStore(folders.models, environ)
         yield from model(store, resolved.settings)

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from benchmarks.engine.llama_server import find
@@ -101,6 +102,14 @@ class RealServer:
             health = httpx.get(f"{self.root}/health", timeout=5, trust_env=False)
             return answer.is_success and health.status_code != httpx.codes.SERVICE_UNAVAILABLE
         return False
+
+    def connections(self) -> int:
+        """How many connections of this process to it are open."""
+        ours = psutil.Process().net_connections("tcp")
+        return sum(
+            bool(one.raddr) and one.raddr.port == self.port and one.status == psutil.CONN_ESTABLISHED
+            for one in ours
+        )
 
     async def until_idle(self) -> None:
         """Wait until no slot of `llama-server` works."""

@@ -153,10 +153,27 @@ async def test_llama_cpp_python(python: RealServer, make: Make) -> None:
     assert json.loads(text) == "naïve → x"
     assert picture(engine)["kind"] == "llama_cpp.server"
     assert picture(engine)["schema"] == "response_format json_object with a schema"
-    text, last = await collect(engine.stream(chat(max_tokens=9)))
-    assert (bool(text), last.finish) == (True, FinishReason.LENGTH)
-    assert (await collect(engine.stream(infill("a = ", "\nb", max_tokens=6))))[0]
+    _, last = await collect(engine.stream(chat(max_tokens=9)))
+    assert last.finish is FinishReason.LENGTH
+    _, last = await collect(engine.stream(infill("a = ", "\nb", max_tokens=6)))
+    assert last.finish is FinishReason.LENGTH
     assert await engine.count_tokens("héllo") >= len("héllo".encode())
+
+
+async def test_what_llama_cpp_python_gives_up_is_not_taken_for_an_answer(
+    python: RealServer, make: Make
+) -> None:
+    """Its default is to end an answer when another request comes."""
+    engine = make(python)
+    async with aclosing(engine.stream(saying("abcd" * 300, max_tokens=1500))) as stream:
+        await anext(stream)
+        other = asyncio.ensure_future(collect(engine.stream(saying("other"))))
+        with pytest.raises(EngineCrashed, match="--interrupt_requests false"):
+            await collect(stream)
+    assert (await asyncio.wait_for(other, WAIT_S))[0] == '"other"'
+    answers = await asyncio.gather(*(collect(engine.stream(saying(f"q{n}"))) for n in range(3)))
+    assert [text for text, _ in answers] == ['"q0"', '"q1"', '"q2"']
+    assert python.connections() == 1, "a connection is used again"
 
 
 async def test_an_answer_that_was_shown_ends_with_its_server(

@@ -64,6 +64,8 @@ def chat(request: Request, prompt: ChatPrompt, manner: Manner, dialect: Dialect,
     """The request for an answer in a conversation."""
     messages = [{"role": message.role.value, "content": message.content} for message in prompt.messages]
     body = _common(request, manner, dialect, model, request.stop)
+    if dialect.template_words and not manner.plain:
+        body["chat_template_kwargs"] = {"enable_thinking": False}
     if request.json_schema is not None:
         _hold_to_schema(body, messages, json.loads(request.json_schema), manner.schema)
     if prompt.answer_prefix:

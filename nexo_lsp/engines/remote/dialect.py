@@ -73,6 +73,8 @@ class Dialect:
     """Whether `logit_bias` takes texts."""
     most_stops: int = 4
     """How many stop strings it takes; OpenAI's own limit is 4."""
+    template_words: bool = False
+    """Whether it takes words for the chat template: those that switch thinking off."""
     llama: bool = False
     """Whether it takes llama.cpp's own sampling parameters."""
 
@@ -89,6 +91,7 @@ DIALECTS: Mapping[Kind, Dialect] = {
         health="/health",
         bias_texts=True,
         most_stops=64,
+        template_words=True,
         llama=True,
     ),
     Kind.LLAMA_PYTHON: Dialect(
@@ -105,12 +108,14 @@ DIALECTS: Mapping[Kind, Dialect] = {
         counting=Counting.VLLM,
         health="/health",
         most_stops=64,
+        template_words=True,
     ),
     Kind.SGLANG: Dialect(
         schema=(SchemaWay.RESPONSE_FORMAT, SchemaWay.WORDS),
         prefill=_CONTINUING,
         health="/health",
         most_stops=64,
+        template_words=True,
     ),
     Kind.OLLAMA: Dialect(
         schema=(SchemaWay.RESPONSE_FORMAT, SchemaWay.WORDS),
