@@ -119,7 +119,7 @@ def test_figures_of_another_build_or_machine_do_not_count(
     file = TuningFile(tmp_path)
     file.remember(tiny_model, Tuned(DAY, QUIET))
     if what == "build":
-        monkeypatch.setattr("importlib.metadata.version", lambda _name: "9.9")
+        monkeypatch.setattr(tuning_file, "_build", lambda: "9.9")
     else:
         monkeypatch.setattr(tuning_file, "processors", lambda: 77)
     assert file.find(tiny_model) is None

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
 from nexo_lsp.errors import EngineUnavailable
 from nexo_lsp.generation import Operation
 from nexo_lsp.models.catalog import find
+from nexo_lsp.runtime.selection import ORDER
 from nexo_lsp.settings import Settings
 from tests.unit.runtime.deciding import PAGE, Case, cases, decided, names, page, room_for
 from tests.unit.runtime.machines import ENVIRONMENTS
@@ -26,6 +30,39 @@ def test_what_a_machine_gets(case: Case, tmp_path: Path, monkeypatch: pytest.Mon
         if not expected.engines:
             with pytest.raises(EngineUnavailable, match=r"\w"):
                 room.engine(operation)
+
+
+@examples(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    machine=st.sampled_from(sorted(ENVIRONMENTS)),
+    kind=st.sampled_from(("auto", *ORDER)),
+    enabled=st.booleans(),
+    endpoints=st.lists(st.sampled_from(("https://a.example/v1", "http://localhost:1/v1")), max_size=2),
+    trusted=st.booleans(),
+    offline=st.booleans(),
+    network=st.booleans(),
+    local=st.none() | st.booleans(),
+)
+def test_whatever_the_machine_and_the_settings_nothing_leaves_it_unasked(
+    machine: str, kind: str, enabled: bool, endpoints: list[str], trusted: bool, offline: bool,
+    network: bool, local: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    remote = {"enabled": enabled, "endpoints": endpoints}
+    case = Case(
+        "by chance", machine, (), settings={"engine": {"kind": kind}, "remote": remote, "offline": offline},
+        trusted=trusted, machine_has={"network": network},
+        client={"local": local, "infill": True} if local is not None else None,
+    )  # fmt: skip
+    room = room_for(case, tmp_path, monkeypatch)
+    for operation in Operation:
+        found = room.selection(operation)
+        names_of_all = [one.provider.name for one in found.ranked] + [one.name for one in found.excluded]
+        assert sorted(names_of_all) == sorted(ORDER)
+        for candidate in found.ranked:
+            traits = candidate.provider.traits()
+            assert not traits.sends_code or (enabled and trusted)
+            assert not traits.network or (network and not offline)
+            assert candidate.provider.name != "mock" or kind == "mock"
 
 
 def test_every_machine_is_in_the_table_and_every_answer_has_its_reason() -> None:
