@@ -32,8 +32,21 @@ def test_what_a_machine_gets(case: Case, tmp_path: Path, monkeypatch: pytest.Mon
                 room.engine(operation)
 
 
-@examples(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
+def by_chance(
+    *, machine: str, kind: str, enabled: bool, endpoints: list[str], trusted: bool, offline: bool,
+    network: bool, local: bool | None,
+) -> Case:  # fmt: skip
+    """A machine and a user; `local` says where the engine is that the editor offers (None: it offers none)."""
+    remote = {"enabled": enabled, "endpoints": endpoints}
+    return Case(
+        "by chance", machine, (), settings={"engine": {"kind": kind}, "remote": remote, "offline": offline},
+        trusted=trusted, machine_has={"network": network},
+        client={"local": local, "infill": True} if local is not None else None,
+    )  # fmt: skip
+
+
+_CASES = st.builds(
+    by_chance,
     machine=st.sampled_from(sorted(ENVIRONMENTS)),
     kind=st.sampled_from(("auto", *ORDER)),
     enabled=st.booleans(),
@@ -43,26 +56,23 @@ def test_what_a_machine_gets(case: Case, tmp_path: Path, monkeypatch: pytest.Mon
     network=st.booleans(),
     local=st.none() | st.booleans(),
 )
+
+
+@examples(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=_CASES)
 def test_whatever_the_machine_and_the_settings_nothing_leaves_it_unasked(
-    machine: str, kind: str, enabled: bool, endpoints: list[str], trusted: bool, offline: bool,
-    network: bool, local: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    remote = {"enabled": enabled, "endpoints": endpoints}
-    case = Case(
-        "by chance", machine, (), settings={"engine": {"kind": kind}, "remote": remote, "offline": offline},
-        trusted=trusted, machine_has={"network": network},
-        client={"local": local, "infill": True} if local is not None else None,
-    )  # fmt: skip
-    room = room_for(case, tmp_path, monkeypatch)
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, wanted = room_for(case, tmp_path, monkeypatch), Settings.model_validate(case.settings)
     for operation in Operation:
         found = room.selection(operation)
-        names_of_all = [one.provider.name for one in found.ranked] + [one.name for one in found.excluded]
-        assert sorted(names_of_all) == sorted(ORDER)
+        everybody = [one.provider.name for one in found.ranked] + [one.name for one in found.excluded]
+        assert sorted(everybody) == sorted(ORDER)
         for candidate in found.ranked:
             traits = candidate.provider.traits()
-            assert not traits.sends_code or (enabled and trusted)
-            assert not traits.network or (network and not offline)
-            assert candidate.provider.name != "mock" or kind == "mock"
+            assert not traits.sends_code or (wanted.remote.enabled and case.trusted)
+            assert not traits.network or (case.environment.network and not wanted.offline)
+            assert candidate.provider.name != "mock" or wanted.engine.kind == "mock"
 
 
 def test_every_machine_is_in_the_table_and_every_answer_has_its_reason() -> None:
