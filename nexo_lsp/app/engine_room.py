@@ -117,7 +117,7 @@ class EngineRoom:
             self._models[operation] = choice
             offers[operation] = made.setdefault(choice.reference, self._offers(settings, choice))
             policies[operation] = Policy(
-                kind=_kind_of(settings, operation),
+                kind=kind_of(settings, operation),
                 offline=settings.offline,
                 remote=settings.remote.enabled,
                 trusted=self._trusted,
@@ -156,6 +156,14 @@ class EngineRoom:
         if provider is None or provider.name in _NO_MODEL_FILE:
             return None
         return self._models[operation].reference
+
+    def choice(self, operation: Operation) -> ModelChoice:
+        """The model that an operation would get from an engine that needs a file, and how it was chosen."""
+        return self._models[operation]
+
+    def measured_tokens_per_s(self, operation: Operation) -> float | None:
+        """How quickly its model was found to write here; None where nobody measured."""
+        return self._figures(self._models[operation]).tokens_per_s
 
     def model_key(self, operation: Operation) -> str:
         """What identifies engine and model in the keys of cached answers."""
@@ -269,7 +277,8 @@ def _identity(port: ClientPort) -> object:
     return (announced.model, announced.capabilities) if announced is not None else None
 
 
-def _kind_of(settings: Settings, operation: Operation) -> EngineKind:
+def kind_of(settings: Settings, operation: Operation) -> EngineKind:
+    """The word that the settings have for the engine of an operation."""
     own: dict[Operation, EngineKind | Literal[""]] = {
         Operation.REVIEW: settings.review.engine,
         Operation.COMPLETION: settings.completion.engine,

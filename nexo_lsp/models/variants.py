@@ -73,6 +73,8 @@ class Choice:
     """Why not each of the better ones."""
     fits: bool = True
     """False if it is only the smallest of those that are too large."""
+    rank: str = ""
+    """What made it first, without figures: "the best for desktop, balanced"."""
 
 
 @cache
@@ -102,14 +104,16 @@ def choose(
     for entry in entries:
         against = _against(entry, host, table, slowest)
         if not against:
-            why = f"{entry.name}: the best for {host.form}, {prefer}: {_why(entry, host, table)}"
-            return Choice(entry, table.context_tokens, why, tuple(rejected))
+            rank = f"the best for {host.form}, {prefer}"
+            why = f"{entry.name}: {rank}: {_why(entry, host)}"
+            return Choice(entry, table.context_tokens, why, tuple(rejected), rank=rank)
         rejected.append(f"{entry.name}: {against}")
     if not entries:
         return None
     smallest = min(entries, key=memory_of)
-    why = f"{smallest.name}: the smallest for {host.form}, though nothing fits: {_why(smallest, host, table)}"
-    return Choice(smallest, table.context_tokens, why, tuple(rejected), fits=False)
+    rank = f"the smallest for {host.form}, though nothing fits"
+    why = f"{smallest.name}: {rank}: {_why(smallest, host)}"
+    return Choice(smallest, table.context_tokens, why, tuple(rejected), fits=False, rank=rank)
 
 
 def memory_of(entry: CatalogEntry) -> int:
@@ -132,7 +136,8 @@ def budget_of(host: Host) -> int:
     return host.memory_bytes or tables()[host.form].memory_bytes
 
 
-def _taken(entry: CatalogEntry, host: Host) -> int:
+def taken_bytes(entry: CatalogEntry, host: Host) -> int:
+    """What server and engine take together of the host's own memory: little where a GPU has the weights."""
     if host.gpu_bytes >= entry.memory_bytes:
         return min(memory_of(entry), _GPU_HOST_BYTES + SERVER_BYTES)
     return memory_of(entry)
@@ -141,7 +146,7 @@ def _taken(entry: CatalogEntry, host: Host) -> int:
 def _against(entry: CatalogEntry, host: Host, table: Table, slowest: float) -> str:
     if table.download_bytes and entry.weight_bytes > table.download_bytes:
         return f"a download of {entry.size_text}, at most {size_text(table.download_bytes)}"
-    taken, budget = _taken(entry, host), budget_of(host)
+    taken, budget = taken_bytes(entry, host), budget_of(host)
     if taken > budget:
         return f"takes {size_text(taken)} of memory, at most {size_text(budget)}"
     speed = expected_tokens_per_s(entry, host)
@@ -150,8 +155,8 @@ def _against(entry: CatalogEntry, host: Host, table: Table, slowest: float) -> s
     return ""
 
 
-def _why(entry: CatalogEntry, host: Host, table: Table) -> str:
+def _why(entry: CatalogEntry, host: Host) -> str:
     speed = expected_tokens_per_s(entry, host)
     where = "on the GPU" if host.gpu_bytes >= entry.memory_bytes else f"on {host.cores} cores"
-    taken, budget = size_text(_taken(entry, host)), size_text(budget_of(host))
+    taken, budget = size_text(taken_bytes(entry, host)), size_text(budget_of(host))
     return f"{taken} of {budget} memory, about {speed:.0f} tokens/s {where}"

@@ -37,6 +37,10 @@ class ModelChoice:
     """The longest context that the machine's form is given; 0 where the user chose the model."""
     entry: CatalogEntry | None = None
     """What the catalogue says of it; None for a file that it does not know."""
+    taken: Choice | None = None
+    """How the table came to it; None where the settings name the model."""
+    best: Choice | None = None
+    """What the table would take if everything were here: the same, or what is better."""
 
 
 def form_of(environment: Environment) -> Form:
@@ -107,7 +111,7 @@ def _first(best: Choice, catalog: Sequence[CatalogEntry]) -> Choice:
     small = next((entry for entry in catalog if entry.name == DEFAULT_MODEL), None)
     if small is None or best.entry.size <= 1.5 * small.size:
         return best
-    return Choice(small, best.context_tokens, f"{small.name}: quickly here", ())
+    return Choice(small, best.context_tokens, f"{small.name}: quickly here", (), rank="quickly here")
 
 
 def _made(now: Choice, best: Choice, better: CatalogEntry | None) -> ModelChoice:
@@ -115,4 +119,4 @@ def _made(now: Choice, best: Choice, better: CatalogEntry | None) -> ModelChoice
     if better is not None:
         reasons.append(f"better would be {best.reason}")
     reasons += [f"not {text}" for text in best.rejected]
-    return ModelChoice(now.entry.name, tuple(reasons), better, now.context_tokens, now.entry)
+    return ModelChoice(now.entry.name, tuple(reasons), better, now.context_tokens, now.entry, now, best)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from nexo_lsp.cli.bounds import ProbeFailed, bounds, probe
 from nexo_lsp.cli.check import Check
+from nexo_lsp.cli.diagnosis.bounds import ProbeFailed, bounds, probe
 from nexo_lsp.engines.llama.messages import Load
 from nexo_lsp.settings import EngineSettings
 from tests.engine.tiny_gguf import write_tiny_model
