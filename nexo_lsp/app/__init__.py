@@ -87,7 +87,7 @@ class App:
         offload: Offload,
         environment: Environment,
         *,
-        upgrades: bool,
+        lasting: bool,
     ) -> None:
         self._environ = environ
         self._host = host
@@ -111,7 +111,7 @@ class App:
                 keep=lambda work: _keep(self._background, work),
                 on_status=self._tell,
                 notice=lambda text: host.notice(text, "warning"),
-                upgrades=upgrades,
+                lasting=lasting,
             ),
         )
         self._answers = Answers(Database(self.folders.state / FILE_NAME), offload)
@@ -129,7 +129,7 @@ class App:
             permitted=self.permitted,
             context_of=self._context_of,
             refresh=self._refresh,
-            care=BackgroundCare(self._power, lambda: self.settings.review.pause_below_battery),
+            care=BackgroundCare(self._power, self.room.pause_below),
         )
         self.reviews = ReviewService(bench)
         rewriter = Rewriter(bench)
@@ -342,13 +342,13 @@ def create_app(
     offload: Offload = in_thread,
     environment: Environment | None = None,
     *,
-    upgrades: bool = False,
+    lasting: bool = False,
 ) -> App:
     """Wire an app. Reads nothing but the settings file and the machine, starts no process, loads no model.
 
-    With `upgrades` a better model may be fetched while another one answers: for servers, which live long.
+    A `lasting` one (a server) may fetch a better model while another one answers, and looks for GPUs.
     """
-    return App(environ, host, offload, environment or read_environment(), upgrades=upgrades)
+    return App(environ, host, offload, environment or read_environment(), lasting=lasting)
 
 
 def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:

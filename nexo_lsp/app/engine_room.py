@@ -22,7 +22,7 @@ from nexo_lsp.runtime.environment import Environment
 from nexo_lsp.runtime.gpus import find_gpus, known_gpus
 from nexo_lsp.runtime.needs import Policy
 from nexo_lsp.runtime.providers.client_hosted import ClientHostedProvider
-from nexo_lsp.runtime.providers.mobile import MobileProvider
+from nexo_lsp.runtime.providers.mobile import PHONES, MobileProvider, PhoneRules
 from nexo_lsp.runtime.providers.mock import MockProvider
 from nexo_lsp.runtime.providers.native import ModelFigures, NativeProvider, measured_tokens_per_s
 from nexo_lsp.runtime.providers.provider import Provider
@@ -51,8 +51,8 @@ class Hooks:
     """Called when an engine's state has changed."""
     notice: Callable[[str], None]
     """Tells the user one thing."""
-    upgrades: bool
-    """Whether better models may be fetched while others answer."""
+    lasting: bool
+    """Whether this app lives long: then a better model may be fetched while another one answers."""
 
 
 class EngineRoom:
@@ -78,6 +78,7 @@ class EngineRoom:
         self._trusted = False
         self._models: dict[Operation, ModelChoice] = {}
         self._upgrading: set[str] = set()
+        self._looked_for_gpus = False
         self.environment = replace(environment, gpus=known_gpus(folders.state) or environment.gpus)
         self.supply = ModelSupply(lambda: self.store, host, offload, settings)
         self.engines = Engines(hooks.keep, hooks.on_status, hooks.notice)
@@ -127,7 +128,11 @@ class EngineRoom:
     def engine(self, operation: Operation) -> Engine:
         """The engine of an operation; raises `EngineUnavailable` with the reasons if there is none."""
         engine = self.engines.engine(operation)
-        self._upgrade(operation)
+        if self._hooks.lasting and self.model_name(operation) is not None:
+            if not self._looked_for_gpus:
+                self._looked_for_gpus = True
+                self._hooks.keep(self.find_gpus())
+            self._upgrade(operation)
         return engine
 
     async def find_gpus(self) -> None:
@@ -145,6 +150,11 @@ class EngineRoom:
             self.environment = replace(self.environment, gpus=known)
             self.plan()
             self._hooks.on_status()
+
+    def pause_below(self) -> int:
+        """The charge, in percent, below which review that nobody asked for waits; 0 never."""
+        setting = self._settings().review.pause_below_battery
+        return PhoneRules().pause_below(setting) if self.environment.platform in PHONES else setting
 
     def selection(self, operation: Operation) -> Selection:
         """What was chosen for an operation, with reasons."""
@@ -247,12 +257,9 @@ class EngineRoom:
         """Fetch what would suit this machine better, and change over between requests."""
         better = self._models[operation].better
         settings = self._settings()
-        if not (self._hooks.upgrades and settings.models.upgrade) or better is None:
+        if better is None or better.name in self._upgrading or not settings.models.upgrade:
             return
-        provider = self.selection(operation).provider
-        if provider is None or provider.name in _NO_MODEL_FILE or not self.supply.may_fetch(better.name):
-            return
-        if better.name in self._upgrading:
+        if not self.supply.may_fetch(better.name):
             return
         self._upgrading.add(better.name)
 

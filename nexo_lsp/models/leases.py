@@ -95,7 +95,8 @@ class Leases:
     def _taken(self, path: Path) -> filelock.BaseFileLock | None:
         name = f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_END}"
         # Somebody who looks at the new lease holds it for a moment.
-        lock = filelock.FileLock(self._folder / name, timeout=_LOOKED_AT_S)
+        # An engine lets go of a model in another thread than the one that took it.
+        lock = filelock.FileLock(self._folder / name, timeout=_LOOKED_AT_S, thread_local=False)
         try:
             with self._versions.gate():
                 if not path.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Awaitable, Callable
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from nexo_lsp.errors import ModelCorrupt, ModelDownloadCancelled, ModelMissing
+from nexo_lsp.models.references import is_reference
 from nexo_lsp.offload import Offload
 from nexo_lsp.settings import Settings
 
 if TYPE_CHECKING:
     # The store brings an HTTP library along; a server that already has its model never needs it at start.
+    from nexo_lsp.models.catalog import CatalogEntry
     from nexo_lsp.models.progress import PullProgress
     from nexo_lsp.models.store import ModelStore
 
@@ -52,6 +55,7 @@ class ModelSupply:
         self._settings = settings
         self._fetching: dict[str, asyncio.Task[Path]] = {}
         self._declined: set[str] = set()
+        self._leases: dict[Path, contextlib.ExitStack] = {}
 
     async def file(self, reference: str) -> Path:
         """The file of a model; fetched first if it is missing or damaged, and the user lets it be.
@@ -59,12 +63,13 @@ class ModelSupply:
         Raises the kinds of `ModelError`.
         """
         try:
-            return await self._offload(lambda: self._store().locate(reference))
+            return await self._offload(lambda: self._held(self._store().locate(reference)))
         except (ModelMissing, ModelCorrupt) as missing:
             entry = self._store().entry_for(reference)
             if entry is None or not self.may_fetch(entry.name):
                 raise
-            return await asyncio.shield(self._fetch(entry.name, entry.size, missing))
+            path = await asyncio.shield(self._fetch(reference, entry, missing))
+            return await self._offload(lambda: self._held(path))
 
     def may_fetch(self, name: str) -> bool:
         """Whether a model may be fetched now, or the user asked."""
@@ -93,24 +98,48 @@ class ModelSupply:
         if fetching:
             # Waited for, so that what was being written is closed in good order.
             await asyncio.wait(fetching)
+        await self._offload(self.release)
 
-    def _fetch(self, name: str, size: int, missing: ModelMissing | ModelCorrupt) -> asyncio.Task[Path]:
+    def release(self) -> None:
+        """Let go of the models that engines had: who wants one again asks for it again."""
+        leases, self._leases = self._leases, {}
+        for lease in leases.values():
+            lease.close()
+
+    def _held(self, path: Path) -> Path:
+        """`path`, which from here on no process removes to make room."""
+        if path not in self._leases:
+            lease = contextlib.ExitStack()
+            lease.enter_context(self._store().in_use(path))
+            self._leases[path] = lease
+        return path
+
+    def _fetch(
+        self, reference: str, entry: CatalogEntry, missing: ModelMissing | ModelCorrupt
+    ) -> asyncio.Task[Path]:
+        name = entry.name
         fetching = self._fetching.get(name)
         if fetching is None:
             loop = asyncio.get_running_loop()
-            fetching = loop.create_task(self._fetched(name, size, missing), name="nexo:fetch-model")
+            work = self._fetched(reference, entry, missing)
+            fetching = loop.create_task(work, name="nexo:fetch-model")
             self._fetching[name] = fetching
             fetching.add_done_callback(lambda task: self._ended(name, task))
         return fetching
 
-    async def _fetched(self, name: str, size: int, missing: ModelMissing | ModelCorrupt) -> Path:
+    async def _fetched(
+        self, reference: str, entry: CatalogEntry, missing: ModelMissing | ModelCorrupt
+    ) -> Path:
+        name, size = entry.name, entry.size
+        # A file that lies elsewhere under an entry's name is fetched as that entry.
+        wanted = reference if is_reference(reference) else name
         asks = self._settings().models.auto_download == "ask"
         if asks and not await self._host.confirm_download(name, size):
             self._declined.add(name)
             raise missing
 
         def fetch(progress: Callable[[PullProgress], None], cancel: threading.Event) -> Path:
-            return self._store().pull(name, progress, cancel)
+            return self._store().pull(wanted, progress, cancel)
 
         try:
             return await self._host.download(name, size, fetch)

@@ -44,7 +44,7 @@ T = TypeVar("T")
 class AppFactory(Protocol):
     """Makes the app of a server."""
 
-    def __call__(self, environ: Mapping[str, str], host: Host, /) -> App:
+    def __call__(self, environ: Mapping[str, str], host: Host, /, *, lasting: bool) -> App:
         """An app that asks `host` for what it needs from the editor."""
         ...
 
@@ -101,7 +101,7 @@ class NexoServer(LanguageServer):
         self._tasks: set[asyncio.Task[Any]] = set()
         self.jobs = Jobs(self)
         self.host = EditorHost(self)
-        self.app = app_factory(environ, self.host)
+        self.app = app_factory(environ, self.host, lasting=True)
         self.app.hovers.on_failure = self.failures.tell_once
         self.settings = settings.EditorSettings(self)
         self.reviews = diagnostics.ReviewTriggers(self)
