@@ -165,9 +165,8 @@ def grammars() -> Iterator[Check]:
             yield Check("grammars", language.id, "problem", f"{language.name} cannot be loaded", mend)
 
 
-def places(folders: Folders, looks: Looks | None = None) -> Iterator[Check]:
+def places(folders: Folders, looks: Looks) -> Iterator[Check]:
     """Whether the folders can be written, how much room there is, and whether the database opens."""
-    looks = looks or Looks()
     for name, folder in (("models", folders.models), ("state", folders.state), ("logs", folders.logs)):
         free = looks.disk_free(folder)
         room = f"{folder} ({size_text(free)} free)" if free is not None else str(folder)

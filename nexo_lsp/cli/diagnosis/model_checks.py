@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nexo_lsp.app import App
-from nexo_lsp.cli.check import Check
+from nexo_lsp.cli.check import Check, State
 from nexo_lsp.cli.diagnosis.looks import Looks
 from nexo_lsp.cli.diagnosis.plan import ModelPlan, Plan
 from nexo_lsp.errors import ModelCorrupt, ModelError, ModelMissing
@@ -44,8 +44,8 @@ def model(
     """Whether the file of a model is here and right, or can come, and whether it fits into memory."""
     try:
         path = store.locate(plan.reference)
-    except ModelMissing as error:
-        yield from _missing(store, settings, plan, str(error), environ, looks)
+    except ModelMissing:
+        yield from _missing(store, settings, plan, environ, looks)
         return
     except ModelCorrupt as error:
         # What has to be done is said once, behind the arrow.
@@ -71,43 +71,31 @@ def _missing(
     store: ModelStore,
     settings: Settings,
     plan: ModelPlan,
-    said: str,
     environ: Mapping[str, str],
     looks: Looks,
 ) -> Iterator[Check]:
     entry = store.entry_for(plan.reference)
     name = entry.name if entry is not None else plan.reference
     pull = f"nexo-lsp models pull {name}"
-    copied = f"or put the file {entry.file if entry is not None else name} into {store.folder}"
+    by_hand = f"put the file {entry.file if entry is not None else name} into {store.folder}"
+    state: State = "problem"
     if entry is not None and store.cleaning.is_fetched(store.folder / entry.file):
-        yield Check(
-            "model", name, "warning", "is being fetched just now", "wait, or see `nexo-lsp models list`"
-        )
+        state, text, mend = "warning", "is being fetched just now", "wait; `nexo-lsp models list` shows it"
     elif settings.offline:
-        text = f"{name} is not here, and nexo.offline allows no download"
-        yield Check("model", _FILE, "problem", text, f"set nexo.offline to false, then {pull}; {copied}")
+        text = "is not here, and nexo.offline allows no download"
+        mend = f"set nexo.offline to false, then {pull}; or {by_hand}"
     elif hub_is_offline(environ) and entry is not None and not entry.mirror:
-        text = f"{name} is not here, and HF_HUB_OFFLINE keeps it from being fetched"
-        yield Check("model", _FILE, "problem", text, f"unset HF_HUB_OFFLINE, then {pull}; {copied}")
+        text = "is not here, and HF_HUB_OFFLINE keeps it from being fetched"
+        mend = f"unset HF_HUB_OFFLINE, then {pull}; or {by_hand}"
     elif settings.models.auto_download == "never":
-        text = said.partition("; run ")[0].rstrip(".")
-        yield Check("model", _FILE, "problem", f"{text}, and nexo.models.autoDownload is `never`", pull)
+        text, mend = "is not here, and nexo.models.autoDownload is `never`", pull
     else:
         asked = "" if settings.models.auto_download == "always" else ", if you agree"
-        text = f"{name} is not here yet; {_size(entry)} are fetched at its first use{asked}"
-        yield Check(
-            "model",
-            _FILE,
-            "warning",
-            text,
-            f"{pull}, which needs a network; without one {copied.removeprefix('or ')}",
-        )
+        size = entry.size_text if entry is not None and entry.size else "a file of unknown size"
+        state, text = "warning", f"is not here yet; its first use fetches {size}{asked}"
+        mend = f"{pull}, which needs a network; without one {by_hand}"
+    yield Check("model", _FILE, state, f"{name} {text}", mend)
     yield from _room(store.folder, entry, looks)
-
-
-def _size(entry: CatalogEntry | None) -> str:
-    """What has to be fetched, for people."""
-    return entry.size_text if entry is not None and entry.size else "its bytes"
 
 
 def _room(folder: Path, entry: CatalogEntry | None, looks: Looks) -> Iterator[Check]:
