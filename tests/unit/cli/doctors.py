@@ -60,10 +60,12 @@ def report(
     looks: Looks = QUICK,
     *,
     connect: bool = False,
+    given: Mapping[str, str] | None = None,
     **variables: str,
 ) -> Report:
     """What the doctor finds in a home, with these variables set."""
-    return asyncio.run(examine({"NEXO_HOME": str(home), **variables}, environment, looks, connect=connect))
+    environ = {"NEXO_HOME": str(home), **(given or {}), **variables}
+    return asyncio.run(examine(environ, environment, looks, connect=connect))
 
 
 def problems(found: Report) -> dict[str, Check]:

@@ -124,7 +124,7 @@ def test_operations_that_differ_are_shown_one_by_one(home: Path) -> None:
 
 def test_what_would_be_better_and_whether_it_comes(home: Path) -> None:
     def coming(**variables: str) -> str:
-        (plan,) = report(home, **variables).plan.operations
+        (plan,) = report(home, given=variables).plan.operations
         assert plan.model is not None
         assert plan.model.better is not None
         assert plan.model.better.name == MIDDLE

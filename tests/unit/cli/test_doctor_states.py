@@ -194,7 +194,7 @@ REMOTE = {"NEXO_REMOTE_ENABLED": "true", "NEXO_REMOTE_ENDPOINTS": "https://model
 
 
 def test_servers_in_a_workspace_that_nobody_trusted(home: Path) -> None:
-    found = report(home, **REMOTE)
+    found = report(home, given=REMOTE)
     (row,) = [row for row in found.plan.engines if row.name == "remote"]
     assert all(cell.points is None and cell.if_trusted for cell in row.cells.values())
     assert "your editor tells it" in checks(found)["trust"].value
@@ -203,7 +203,7 @@ def test_servers_in_a_workspace_that_nobody_trusted(home: Path) -> None:
 
 def test_servers_without_the_library_that_finds_secrets(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nexo_lsp.safety.redaction.is_installed", lambda: False)
-    wrong = problems(report(home, **REMOTE))["secrets"]
+    wrong = problems(report(home, given=REMOTE))["secrets"]
     assert wrong.mend == 'pip install "nexo-lsp[remote]"'
 
 
@@ -226,9 +226,9 @@ def test_an_engine_that_only_an_editor_has(home: Path) -> None:
 
 def test_servers_are_asked_only_on_demand(home: Path) -> None:
     closed = {"NEXO_REMOTE_ENABLED": "true", "NEXO_REMOTE_ENDPOINTS": "http://127.0.0.1:9/v1"}
-    assert "127.0.0.1:9" not in problems(report(home, **closed))
-    assert "nexo.remote.endpoints" in problems(report(home, connect=True, **closed))["127.0.0.1:9"].mend
-    offline = report(home, connect=True, NEXO_OFFLINE="true", **closed)
+    assert "127.0.0.1:9" not in problems(report(home, given=closed))
+    assert "nexo.remote.endpoints" in problems(report(home, connect=True, given=closed))["127.0.0.1:9"].mend
+    offline = report(home, connect=True, NEXO_OFFLINE="true", given=closed)
     assert "nexo.offline" in checks(offline)["connect"].value
     assert "none may be" in checks(report(home, connect=True))["connect"].value
 
