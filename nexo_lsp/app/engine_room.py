@@ -114,7 +114,9 @@ class EngineRoom:
         policies: dict[Operation, Policy] = {}
         made: dict[str, Sequence[Offer]] = {}
         for operation in Operation:
-            choice = model_for(settings, operation, self.environment, self._catalog.entries, self._is_here)
+            choice = model_for(
+                settings, operation, self.environment, self._catalog.entries, self._is_here, self._measured
+            )
             self._models[operation] = choice
             offers[operation] = made.setdefault(choice.reference, self._offers(settings, choice))
             policies[operation] = Policy(
@@ -173,7 +175,8 @@ class EngineRoom:
 
     def measured_tokens_per_s(self, operation: Operation) -> float | None:
         """How quickly its model was found to write here; None where nobody measured."""
-        return self._figures(self._models[operation]).tokens_per_s
+        entry = self._models[operation].entry
+        return self._measured(entry) if entry is not None else None
 
     def model_key(self, operation: Operation) -> str:
         """What identifies engine and model in the keys of cached answers."""
@@ -240,8 +243,10 @@ class EngineRoom:
         entry = choice.entry
         if entry is None:
             return ModelFigures()
-        speed = measured_tokens_per_s(self._folders.models / entry.file, self._folders.state)
-        return ModelFigures(entry.parameters or None, entry.weight_bytes, speed)
+        return ModelFigures(entry.parameters or None, entry.weight_bytes, self._measured(entry))
+
+    def _measured(self, entry: CatalogEntry) -> float | None:
+        return measured_tokens_per_s(self._folders.models / entry.file, self._folders.state)
 
     def _refusal(self) -> str | None:
         """Why prompts may not leave this machine now; None if they may."""

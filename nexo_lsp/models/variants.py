@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from nexo_lsp.models.catalog import CatalogEntry, size_text
+from nexo_lsp.models.catalog import MEMORY_CONTEXT, CatalogEntry, size_text
 
 Form = Literal["desktop", "web", "mobile", "console"]
 """What kind of machine: each has a table of its own."""
@@ -26,8 +26,14 @@ _GPU_HOST_BYTES = 600_000_000
 _CORE_BYTES_PER_S, _MACHINE_BYTES_PER_S = 11e9, 45e9
 """How quickly weights are read, by one core and by all: a token reads each weight once. From the 0.5B (45
 tokens/s) and the 1.5B (22) on two cores; more cores share one memory."""
-_GPU_BYTES_PER_S = 300e9
-"""A small GPU's, low on purpose."""
+_GPU_BYTES_PER_S, _SHARED_GPU_BYTES_PER_S = 300e9, 100e9
+"""A small GPU's with memory of its own, and one's that shares the machine's; low on purpose."""
+_EMULATED = 0.4
+"""What is left of the speed where a translated program has no wide vector units (Rosetta). A guess."""
+_GPU_SPARE_BYTES = 512 << 20
+"""What is left free on a GPU (`engines/llama/devices.py`)."""
+_BESIDE_BYTES = 198 << 20
+"""Library, Python, vocabulary, and an evaluation of a small model (`engines/llama/budget.py`)."""
 
 _SLOWEST: Mapping[Preference, float] = {"performance": 45, "balanced": 25, "quality": 8}
 """Tokens a second below which a model is too slow for somebody who prefers this."""
@@ -43,6 +49,10 @@ class Host:
     """What server and engine may take together; 0 is the form's own budget."""
     gpu_bytes: int = 0
     """What a GPU with memory of its own has free for weights."""
+    shared_gpu: bool = False
+    """Whether there is a GPU that computes in the machine's own memory."""
+    emulated: bool = False
+    """Whether the engine was built for another processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,46 +99,47 @@ def choose(
     prefer: Preference,
     catalog: Sequence[CatalogEntry],
     only: Callable[[CatalogEntry], bool] = lambda _entry: True,
-    slowest_tokens_per_s: float = 0.0,
+    measured: Callable[[CatalogEntry], float | None] = lambda _entry: None,
 ) -> Choice | None:
     """The best model of the host's table that fits; None if `only` leaves none.
 
-    `only` is asked what may be taken at all (what is here already, what is good for an operation). Where all
-    are too large the smallest is taken all the same: the engine makes its context smaller, or says why not.
+    `only` is asked what may be taken at all (what is here already), `measured` how many tokens a second were
+    measured on this machine. Where all are too large or too slow the smallest is taken all the same: the
+    engine makes its context smaller, or says why it cannot.
     """
     table = tables()[host.form]
     known = {entry.name: entry for entry in catalog}
     entries = [entry for name in table.of(prefer) if (entry := known.get(name)) is not None and only(entry)]
-    slowest = max(_SLOWEST[prefer], slowest_tokens_per_s)
     rejected: list[str] = []
     for entry in entries:
-        against = _against(entry, host, table, slowest)
+        seen = Seen(entry, host, table, measured(entry))
+        against = seen.against(_SLOWEST[prefer])
         if not against:
             rank = f"the best for {host.form}, {prefer}"
-            why = f"{entry.name}: {rank}: {_why(entry, host)}"
+            why = f"{entry.name}: {rank}: {seen.why}"
             return Choice(entry, table.context_tokens, why, tuple(rejected), rank=rank)
         rejected.append(f"{entry.name}: {against}")
     if not entries:
         return None
-    smallest = min(entries, key=memory_of)
-    rank = f"the smallest for {host.form}, though nothing fits"
-    why = f"{smallest.name}: {rank}: {_why(smallest, host)}"
+    smallest = min(entries, key=lambda entry: entry.weight_bytes)
+    seen = Seen(smallest, host, table, measured(smallest))
+    rank = f"the smallest for {host.form}, though nothing suits"
+    why = f"{smallest.name}: {rank}: {seen.why}"
     return Choice(smallest, table.context_tokens, why, tuple(rejected), fits=False, rank=rank)
 
 
-def memory_of(entry: CatalogEntry) -> int:
+def look_at(entry: CatalogEntry, host: Host, measured: float | None = None) -> Seen:
+    """What a model is on a machine; `measured` are tokens a second."""
+    return Seen(entry, host, tables()[host.form], measured)
+
+
+def memory_of(entry: CatalogEntry, context_tokens: int) -> int:
     """What server and engine take together with a model, in bytes, on a processor."""
-    return entry.memory_bytes + SERVER_BYTES
-
-
-def expected_tokens_per_s(entry: CatalogEntry, host: Host) -> float:
-    """How quickly answers are written, about: what memory allows to read."""
-    share = entry.active_parameters / entry.parameters if entry.active_parameters else 1.0
-    if host.gpu_bytes >= entry.memory_bytes:
-        speed = _GPU_BYTES_PER_S
-    else:
-        speed = min(host.cores * _CORE_BYTES_PER_S, _MACHINE_BYTES_PER_S)
-    return speed / max(1.0, entry.weight_bytes * share)
+    if context_tokens >= MEMORY_CONTEXT:
+        return entry.memory_bytes + SERVER_BYTES
+    # What is small keeps no prompts aside and no copy of its weights.
+    weights = entry.weight_bytes * 17 // 16
+    return weights + entry.kv_bytes_per_token * context_tokens + _BESIDE_BYTES + SERVER_BYTES
 
 
 def budget_of(host: Host) -> int:
@@ -136,27 +147,58 @@ def budget_of(host: Host) -> int:
     return host.memory_bytes or tables()[host.form].memory_bytes
 
 
-def taken_bytes(entry: CatalogEntry, host: Host) -> int:
-    """What server and engine take together of the host's own memory: little where a GPU has the weights."""
-    if host.gpu_bytes >= entry.memory_bytes:
-        return min(memory_of(entry), _GPU_HOST_BYTES + SERVER_BYTES)
-    return memory_of(entry)
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A model on a machine."""
 
+    entry: CatalogEntry
+    host: Host
+    table: Table
+    measured: float | None
 
-def _against(entry: CatalogEntry, host: Host, table: Table, slowest: float) -> str:
-    if table.download_bytes and entry.weight_bytes > table.download_bytes:
-        return f"a download of {entry.size_text}, at most {size_text(table.download_bytes)}"
-    taken, budget = taken_bytes(entry, host), budget_of(host)
-    if taken > budget:
-        return f"takes {size_text(taken)} of memory, at most {size_text(budget)}"
-    speed = expected_tokens_per_s(entry, host)
-    if speed < slowest:
-        return f"{speed:.0f} tokens/s expected, {slowest:g} wanted"
-    return ""
+    @property
+    def on_gpu(self) -> bool:
+        """Whether all of it fits on a GPU with memory of its own."""
+        return self.host.gpu_bytes - _GPU_SPARE_BYTES >= self.entry.memory_bytes
 
+    @property
+    def tokens_per_s(self) -> float:
+        """How quickly answers are written: as measured, or about what memory allows to read."""
+        if self.measured is not None:
+            return self.measured
+        entry, host = self.entry, self.host
+        share = entry.active_parameters / entry.parameters if entry.active_parameters else 1.0
+        if self.on_gpu:
+            speed = _GPU_BYTES_PER_S
+        elif host.shared_gpu:
+            speed = _SHARED_GPU_BYTES_PER_S
+        else:
+            speed = min(host.cores * _CORE_BYTES_PER_S, _MACHINE_BYTES_PER_S)
+        return speed * (_EMULATED if host.emulated else 1) / max(1.0, entry.weight_bytes * share)
 
-def _why(entry: CatalogEntry, host: Host) -> str:
-    speed = expected_tokens_per_s(entry, host)
-    where = "on the GPU" if host.gpu_bytes >= entry.memory_bytes else f"on {host.cores} cores"
-    taken, budget = size_text(taken_bytes(entry, host)), size_text(budget_of(host))
-    return f"{taken} of {budget} memory, about {speed:.0f} tokens/s {where}"
+    @property
+    def taken(self) -> int:
+        """What of the machine's memory it takes, with the server."""
+        whole = memory_of(self.entry, self.table.context_tokens)
+        return min(whole, _GPU_HOST_BYTES + SERVER_BYTES) if self.on_gpu else whole
+
+    @property
+    def why(self) -> str:
+        """What speaks for it."""
+        host = self.host
+        where = "on the GPU" if self.on_gpu or host.shared_gpu else f"on {host.cores} cores"
+        how = "measured" if self.measured is not None else "expected"
+        memory = f"{size_text(self.taken)} of {size_text(budget_of(host))} memory"
+        return f"{memory}, {self.tokens_per_s:.0f} tokens/s {how} {where}"
+
+    def against(self, slowest: float) -> str:
+        """Why it does not suit; empty if it does."""
+        most = self.table.download_bytes
+        if most and self.entry.weight_bytes > most:
+            return f"a download of {self.entry.size_text}, at most {size_text(most)}"
+        if self.taken > budget_of(self.host):
+            return f"takes {size_text(self.taken)} of memory, at most {size_text(budget_of(self.host))}"
+        if self.tokens_per_s < slowest:
+            how = "measured" if self.measured is not None else "expected"
+            return f"{self.tokens_per_s:.0f} tokens/s {how}, {slowest:g} wanted"
+        return ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nexo_lsp.generation import Operation
 from nexo_lsp.models.catalog import DEFAULT_MODEL, CatalogEntry
-from nexo_lsp.models.variants import Choice, Form, Host, choose
+from nexo_lsp.models.variants import Choice, Form, Host, choose, tables
 from nexo_lsp.runtime.environment import Environment, Platform
 from nexo_lsp.settings import Settings
 
@@ -48,26 +48,33 @@ def form_of(environment: Environment) -> Form:
     return _FORMS.get(environment.platform, "desktop")
 
 
-def host_of(environment: Environment, settings: Settings, form: Form | None = None) -> Host:
+def host_of(environment: Environment, settings: Settings) -> Host:
     """What of a machine decides which model suits it."""
-    form = form or form_of(environment)
-    own = [gpu.free_bytes for gpu in environment.gpus if not gpu.shares_memory]
-    used = settings.engine.gpu_layers not in {"none", 0}
+    form = form_of(environment)
+    gpus = environment.gpus if settings.engine.gpu_layers not in {"none", 0} else ()
     return Host(
         form=form,
         cores=environment.performance_cores,
         memory_bytes=memory_budget(environment, settings, form),
-        gpu_bytes=sum(own) if used else 0,
+        gpu_bytes=sum(gpu.free_bytes for gpu in gpus if not gpu.shares_memory),
+        shared_gpu=any(gpu.shares_memory for gpu in gpus),
+        emulated=environment.emulated,
     )
 
 
 def memory_budget(environment: Environment, settings: Settings, form: Form) -> int:
-    """What server and engine may take together, in bytes; 0 is what the form's table says."""
+    """What server and engine may take together, in bytes."""
     if settings.engine.memory_limit_mb:
         return settings.engine.memory_limit_mb * _MIB
-    if form == "desktop" and settings.models.prefer == "quality" and environment.total_bytes:
-        return max(2_000_000_000, environment.total_bytes // _QUALITY_SHARE)
-    return 0
+    budget = tables()[form].memory_bytes
+    total = environment.total_bytes
+    if not total:
+        return budget
+    if form == "desktop" and settings.models.prefer == "quality":
+        budget = max(budget, total // _QUALITY_SHARE)
+    # By what a machine has and not by what is free just now, or the model would change with every program
+    # that is started; what is free decides how large a context the engine makes.
+    return min(budget, total * 2 // 5)
 
 
 def reference_of(settings: Settings, operation: Operation) -> str:
@@ -82,7 +89,7 @@ def model_for(
     environment: Environment,
     catalog: Sequence[CatalogEntry],
     is_here: Callable[[CatalogEntry], bool],
-    form: Form | None = None,
+    measured: Callable[[CatalogEntry], float | None] = lambda _entry: None,
 ) -> ModelChoice:
     """The model for an operation.
 
@@ -93,11 +100,11 @@ def model_for(
     if reference != AUTO:
         entry = next((entry for entry in catalog if reference in {entry.name, entry.file}), None)
         return ModelChoice(reference, (f"model {reference}: named by the settings",), entry=entry)
-    host = host_of(environment, settings, form)
-    best = choose(host, settings.models.prefer, catalog)
+    host, prefer = host_of(environment, settings), settings.models.prefer
+    best = choose(host, prefer, catalog, measured=measured)
     if best is None:
         return ModelChoice(DEFAULT_MODEL, (f"model {DEFAULT_MODEL}: the table for {host.form} is empty",))
-    now = choose(host, settings.models.prefer, catalog, is_here) or _first(best, catalog)
+    now = choose(host, prefer, catalog, is_here, measured) or _first(best, catalog)
     if now.entry is best.entry:
         return _made(best, best, None)
     if now.fits is False and best.fits:

@@ -14,7 +14,7 @@ from nexo_lsp.models.catalog import CatalogEntry, size_text
 from nexo_lsp.models.fetching import partial_of
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.models.transfer import size_of
-from nexo_lsp.models.variants import Host, budget_of, expected_tokens_per_s, taken_bytes
+from nexo_lsp.models.variants import Host, budget_of, look_at
 from nexo_lsp.runtime.choice import ModelChoice, host_of
 from nexo_lsp.runtime.providers.mobile import PHONES
 from nexo_lsp.runtime.providers.native import tuning_of
@@ -210,16 +210,16 @@ class _Reader:
         path = located(store, choice.reference)
         entry, host = choice.entry, self._host
         measured = self._room.measured_tokens_per_s(operation)
-        known = entry is not None and entry.weight_bytes
+        seen = look_at(entry, host, measured) if entry is not None and entry.weight_bytes else None
         return ModelPlan(
             reference=choice.reference,
             name=entry.name if entry is not None else Path(choice.reference).name,
             path=str(path) if path is not None else "",
             size_bytes=size_of(path) if path is not None else entry.size if entry is not None else 0,
             quantisation=entry.quantisation if entry is not None else "",
-            memory_bytes=taken_bytes(entry, host) if entry is not None and known else 0,
+            memory_bytes=seen.taken if seen is not None else 0,
             budget_bytes=budget_of(host),
-            tokens_per_s=measured or (expected_tokens_per_s(entry, host) if entry and known else 0.0),
+            tokens_per_s=seen.tokens_per_s if seen is not None else 0.0,
             measured=measured is not None,
             fits=choice.taken is None or choice.taken.fits,
             why=choice.taken.rank if choice.taken is not None else "named by the settings",
@@ -231,10 +231,8 @@ class _Reader:
         entry = choice.better
         if entry is None:
             return None
-        speed = expected_tokens_per_s(entry, host)
-        why = f"{size_text(taken_bytes(entry, host))} of memory, about {speed:.0f} tokens/s"
-        if choice.best is not None and choice.best.rank:
-            why = f"{choice.best.rank}: {why}"
+        rank = choice.best.rank if choice.best is not None else ""
+        why = f"{rank}: {look_at(entry, host).why}"
         return Better(entry.name, entry.size, why, self._coming(entry))
 
     def _coming(self, entry: CatalogEntry) -> str:
