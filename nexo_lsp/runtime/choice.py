@@ -118,7 +118,13 @@ def _first(best: Choice, catalog: Sequence[CatalogEntry]) -> Choice:
     small = next((entry for entry in catalog if entry.name == DEFAULT_MODEL), None)
     if small is None or best.entry.size <= 1.5 * small.size:
         return best
-    return Choice(small, best.context_tokens, f"{small.name}: quickly here", (), rank="quickly here")
+    return Choice(
+        small,
+        best.context_tokens,
+        f"{small.name}: quickly here",
+        (),
+        rank="small, so that it is quickly here",
+    )
 
 
 def _made(now: Choice, best: Choice, better: CatalogEntry | None) -> ModelChoice:

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from nexo_lsp.app import App
 from nexo_lsp.app.engine_room import kind_of
@@ -16,7 +17,7 @@ from nexo_lsp.cli.diagnosis import model_checks, remote_checks
 from nexo_lsp.cli.diagnosis.bounds import bounds
 from nexo_lsp.cli.diagnosis.looks import Looks
 from nexo_lsp.cli.diagnosis.machine import machine
-from nexo_lsp.cli.diagnosis.plan import NAMES, OperationPlan, Plan, located
+from nexo_lsp.cli.diagnosis.plan import NAMES, OperationPlan, Plan
 from nexo_lsp.errors import StorageError
 from nexo_lsp.folders import Folders
 from nexo_lsp.generation import Operation
@@ -143,9 +144,9 @@ def fitted(app: App, plan: Plan, looks: Looks) -> Iterator[Check]:
     native = [one.model for one in plan.operations if one.engine == "native" and one.model is not None]
     engine, folders = app.settings.engine, app.folders
     for model in dict.fromkeys(native):
-        path = located(app.store, model.reference)
-        if path is None:
+        if not model.path:
             continue
+        path = Path(model.path)
         tuning = tuning_of(engine, path, folders.state)
         tuned = engine.model_copy(update={"threads": tuning.threads})
         yield from bounds(tuned, path, looks.ask, unpack_folder=unpack_folder(tuned, folders))
@@ -204,7 +205,7 @@ def everything(app: App, environ: Mapping[str, str], plan: Plan, looks: Looks) -
     yield from engine(chosen, app.room.environment, plan, looks)
     yield from model_checks.models(app, environ, plan, looks)
     yield from fitted(app, plan, looks)
-    yield from model_checks.folder(app)
+    yield from model_checks.folder(app, plan)
     yield from remote_checks.remote(chosen, environ)
     yield from grammars()
     yield from places(app.folders, looks)

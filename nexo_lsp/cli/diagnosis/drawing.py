@@ -161,11 +161,9 @@ def _facts(plan: OperationPlan, engines: Sequence[EngineRow]) -> Iterator[tuple[
     if plan.context_tokens:
         yield "context", f"{plan.context_tokens:,} tokens"
     if plan.threads:
-        yield (
-            "threads",
-            f"{plan.threads}"
-            + ("" if plan.threads_why.startswith(str(plan.threads)) else f", {plan.threads_why}"),
-        )
+        count = str(plan.threads)
+        why = plan.threads_why
+        yield "threads", why if why.startswith(count) else f"{count}, {why}"
     if plan.model is not None:
         if plan.model.better is not None:
             yield from _labelled("better", _better(plan.model.better))
@@ -191,7 +189,7 @@ def _points(cells: Mapping[Operation, Cell]) -> Iterator[str]:
 
 def _model(model: ModelPlan) -> Iterator[tuple[str, str]]:
     size = size_text(model.size_bytes) if model.size_bytes else ""
-    here = "" if model.path else "not here"
+    here = "" if model.state == "here" else model.state
     yield "model", ", ".join(part for part in (model.name, size, model.quantisation, here) if part)
     yield "why", model.why
     if model.memory_bytes:

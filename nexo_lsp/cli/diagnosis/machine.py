@@ -40,7 +40,9 @@ def _ok(name: str, value: str) -> Check:
 
 
 def _system(environment: Environment, looks: Looks) -> Check:
-    text = f"{looks.system()}, {environment.platform.value}, {environment.architecture}"
+    system, platform = looks.system(), environment.platform.value
+    kind = "" if platform in system.lower() else f", {platform}"
+    text = f"{system}{kind}, {environment.architecture}"
     if not environment.emulated:
         return _ok("system", text)
     return Check(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from nexo_lsp.app import App
@@ -134,7 +134,7 @@ def _file(store: ModelStore, path: Path, plan: ModelPlan) -> Iterator[Check]:
         yield Check("model", _FILE, "warning", f"{path} was never checked", "nexo-lsp models verify")
 
 
-def folder(app: App) -> Iterator[Check]:
+def folder(app: App, plan: Plan) -> Iterator[Check]:
     """What else the folder of models holds, and whether the user's own catalogue counts."""
     file = app.folders.catalog_file
     for problem in load_catalog(file).problems:
@@ -142,14 +142,14 @@ def folder(app: App) -> Iterator[Check]:
         yield Check("folder of models", "catalogue", "problem", problem.removeprefix(f"{file}: "), mend)
     store = app.store
     try:
-        yield from _held(store)
+        yield from _held(store, {one.name for one in plan.models})
     except OSError as error:
         mend = "give yourself permission to read it, or move all folders by NEXO_HOME"
         text = f"{store.folder} cannot be read ({error.strerror or error})"
         yield Check("folder of models", "contents", "problem", text, mend)
 
 
-def _held(store: ModelStore) -> Iterator[Check]:
+def _held(store: ModelStore, told: Collection[str]) -> Iterator[Check]:
     area, limit, size = "folder of models", store.limit_bytes, store.cleaning.size()
     if limit and size > limit:
         text = f"{size_text(size)}, more than the {size_text(limit)} of nexo.models.cacheLimitGb"
@@ -172,6 +172,6 @@ def _held(store: ModelStore) -> Iterator[Check]:
         if one.embedded:
             text = f"{one.path} ({size_text(one.size)}; {one.embedded})"
             yield Check(area, "came along", "ok", text)
-        elif one.problem:
-            pull = f"nexo-lsp models pull {one.name}, or nexo-lsp models remove {one.name}"
-            yield Check(area, one.name, "warning", one.problem, pull)
+        elif one.problem and one.name not in told:
+            mend = f"nexo-lsp models pull {one.name}, or nexo-lsp models remove {one.name}"
+            yield Check(area, "damaged", "warning", f"{one.name} {one.problem}", mend)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from nexo_lsp.app.engine_room import EngineRoom
-from nexo_lsp.errors import ModelError
+from nexo_lsp.errors import ModelCorrupt, ModelError, ModelMissing
 from nexo_lsp.folders import Folders
 from nexo_lsp.generation import Operation
 from nexo_lsp.models.catalog import CatalogEntry, size_text
@@ -35,6 +36,9 @@ NAMES: Mapping[Operation, str] = {
     Operation.REVIEW: "review",
 }
 """How operations are called on the screen, in its order."""
+
+FileState = Literal["here", "not here", "damaged", "unknown"]
+"""As a cheap look has it; `unknown` is a name that nothing has."""
 
 _RUN_HERE = frozenset({"native", "mobile"})
 
@@ -82,7 +86,8 @@ class ModelPlan:
     """What the settings, or the choice, call it."""
     name: str
     path: str
-    """Where its file is; empty while it is not here, or damaged."""
+    """Where its file is; empty while there is none that could be used."""
+    state: FileState
     size_bytes: int
     quantisation: str
     memory_bytes: int
@@ -207,7 +212,7 @@ class _Reader:
 
     def _model(self, operation: Operation) -> ModelPlan:
         choice, store = self._room.choice(operation), self._room.store
-        path = located(store, choice.reference)
+        path, state = located(store, choice.reference)
         entry, host = choice.entry, self._host
         measured = self._room.measured_tokens_per_s(operation)
         seen = look_at(entry, host, measured) if entry is not None and entry.weight_bytes else None
@@ -215,6 +220,7 @@ class _Reader:
             reference=choice.reference,
             name=entry.name if entry is not None else Path(choice.reference).name,
             path=str(path) if path is not None else "",
+            state=state,
             size_bytes=size_of(path) if path is not None else entry.size if entry is not None else 0,
             quantisation=entry.quantisation if entry is not None else "",
             memory_bytes=seen.taken if seen is not None else 0,
@@ -251,9 +257,13 @@ class _Reader:
         return f"{asked} in the background while the other one answers your editor; {pull} now"
 
 
-def located(store: ModelStore, reference: str) -> Path | None:
-    """The file of a model; None if it is not here, or known to be damaged."""
+def located(store: ModelStore, reference: str) -> tuple[Path | None, FileState]:
+    """The file of a model, if there is one that could be used, and how it is."""
     try:
-        return store.locate(reference)
+        return store.locate(reference), "here"
+    except ModelMissing:
+        return None, "not here"
+    except ModelCorrupt:
+        return None, "damaged"
     except ModelError:
-        return None
+        return None, "unknown"

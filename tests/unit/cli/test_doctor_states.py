@@ -58,6 +58,8 @@ def test_a_whole_machine_without_a_model_asks_no_network(tmp_path: Path) -> None
     assert (model["state"], PULL in model["mend"]) == ("warning", True)
     assert "needs a network; without one put the file" in model["mend"]
     assert {"environment", "engines", "models", "checks"} <= set(data)
+    written = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert written == [tmp_path / "home" / "state" / "gpus.json"]
 
 
 def test_a_model_that_was_cut_off(tmp_path: Path) -> None:
