@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import io
 import os
@@ -27,8 +28,12 @@ MAX_LOSS = 0.05
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="auto")
+    parser.add_argument("--out", type=Path, default=PICTURE)
+    options = parser.parse_args()
     machine = describe()
-    model = ModelStore(folders(os.environ).models, os.environ).locate("auto")
+    model = ModelStore(folders(os.environ).models, os.environ).locate(options.model)
     stem = model.stem.removesuffix("-q4_k_m")
     doing = ""
 
@@ -47,10 +52,10 @@ def main() -> None:
             found, made=dataclasses.replace(found.made, path=SHOWN_AS / found.made.path.name)
         )
     console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True, highlight=False)
-    console.print(f"$ nexo-lsp models compress auto --max-loss {MAX_LOSS:.0%}", style="bold")
+    console.print(f"$ nexo-lsp models compress {options.model} --max-loss {MAX_LOSS:.0%}", style="bold")
     show(console, found, ModelStore(SHOWN_AS, {}))
     console.print(machine, style="dim")
-    PICTURE.write_text(console.export_svg(title="nexo-lsp models compress"), encoding="utf-8")
+    options.out.write_text(console.export_svg(title="nexo-lsp models compress"), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,14 @@ import argparse
 import os
 import sys
 import tempfile
+import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from benchmarks.engine.machine import describe
 from nexo_lsp.engines.llama.perplexity import Perplexity, loss, perplexity
@@ -21,6 +25,8 @@ from nexo_lsp.engines.llama.waiting import Crowd, processors
 from nexo_lsp.errors import NexoError
 from nexo_lsp.folders import folders
 from nexo_lsp.models.store import ModelStore
+
+_WIDTH = 119
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,16 @@ def read(path: Path, kind: str, seconds: float | None, threads: int) -> Row:
     return row
 
 
-def measure(model: Path, kinds: list[Kind], threads: int, folder: Path) -> list[Row]:
-    outlook = foresee(model, kinds)
-    rows = [read(model, outlook.origin.kind, None, threads)]
-    for wanted in sorted(outlook.kinds, key=lambda one: one.size):
-        if wanted.kind.name == outlook.origin.kind:
+def measure(
+    model: Path, kinds: list[Kind], threads: int, folder: Path, rows: list[Row], keep: Callable[[], None]
+) -> None:
+    """Add to `rows` what is not in them; `keep` is called after each."""
+    outlook, done = foresee(model, kinds), {row.kind for row in rows}
+    if not rows:
+        rows.append(read(model, outlook.origin.kind, None, threads))
+        keep()
+    for wanted in outlook.kinds:
+        if wanted.kind.name in {outlook.origin.kind, *done}:
             continue
         target = folder / f"{wanted.kind.name}.gguf"
         began = time.monotonic()
@@ -58,29 +69,38 @@ def measure(model: Path, kinds: list[Kind], threads: int, folder: Path) -> list[
             rows.append(read(target, wanted.kind.name, seconds, threads))
         finally:
             target.unlink()
-    return rows
+        keep()
+
+
+ROWS = TypeAdapter(list[Row])
 
 
 def report(model: Path, rows: list[Row], threads: int, machine: str) -> str:
     before = rows[0].reading
     others = [row.others for row in rows]
+    when = (
+        f"{date.today().isoformat()}, {machine}; {threads} thread{'s' if threads > 1 else ''}. Meanwhile "
+        f"other programs used {min(others):.1f} to {max(others):.1f} of {processors()} processors; where "
+        "that is much, times and speeds are hints only. Made by `python -m benchmarks.quantize --write`."
+    )
+    what = (
+        f"All are made from {model.name}, which is quantised itself: what it had lost before is not counted "
+        'in the column "loss", and a kind that seems better than it is so by chance. The text has '
+        f"{before.tokens:,} judged tokens. The figure behind a ± is one standard error; that of a loss is "
+        "smaller because both files read the same tokens. Tokens/s: single tokens, the median of twelve. "
+        "Memory: resident, at the end, with a context of 512 tokens."
+    )
     lines = [
         "# The default model in other kinds of quantisation",
         "",
-        f"{date.today().isoformat()}, {machine}; {threads} thread{'s' if threads > 1 else ''}. Meanwhile "
-        f"other programs used {min(others):.1f} to {max(others):.1f} of {processors()} processors, so the "
-        "times and speeds are no more than hints. Made by `python -m benchmarks.quantize --write`.",
+        textwrap.fill(when, _WIDTH),
         "",
-        f"All are made from {model.name}, which is quantised itself: what it had lost before is not counted",
-        'in the column "loss", and no kind can be better than it.',
-        f"The text has {before.tokens:,} judged tokens. The figure behind a ± is one standard error; that of",
-        "a loss is smaller because both files read the same tokens. Tokens/s: single tokens, the median of",
-        "twelve. Memory: resident, at the end, with a context of 512 tokens.",
+        textwrap.fill(what, _WIDTH),
         "",
         "| kind | size, MB | perplexity | loss | tokens/s | memory, MB | written in, s |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.size):
         reading, lost = row.reading, loss(before, row.reading)
         change = (
             "(the model)"
@@ -103,13 +123,23 @@ def main() -> None:
     parser.add_argument(
         "--write", action="store_true", help="keep the page in benchmarks/results/quantize.md"
     )
+    parser.add_argument(
+        "--state", type=Path, help="keeps what is finished, so that it can be run kind by kind"
+    )
     options = parser.parse_args()
-    machine = describe()
+    machine, rows = describe(), list[Row]()
+    if options.state and options.state.is_file():
+        rows = ROWS.validate_json(options.state.read_bytes())
+
+    def keep() -> None:
+        if options.state:
+            options.state.write_bytes(ROWS.dump_json(rows))
+
     try:
         model = ModelStore(folders(os.environ).models, os.environ).locate(options.model)
         kinds = [kind_of(name) for name in options.kinds.split(",")]
         with tempfile.TemporaryDirectory() as folder:
-            rows = measure(model, kinds, options.threads, Path(folder))
+            measure(model, kinds, options.threads, Path(folder), rows, keep)
     except NexoError as error:
         raise SystemExit(str(error)) from error
     page = report(model, rows, options.threads, machine)

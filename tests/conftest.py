@@ -15,9 +15,9 @@ from nexo_lsp.folders import folders
 from nexo_lsp.models.store import ModelStore
 
 # The environment as the user has it, before any test's own home.
-_USER = dict(os.environ)
+USER = dict(os.environ)
 
-IN_CI = bool(_USER.get("NEXO_CI"))
+IN_CI = bool(USER.get("NEXO_CI"))
 """Whether nothing may be skipped because something is missing."""
 
 
@@ -28,12 +28,12 @@ def model_path() -> Path:
     `NEXO_TEST_MODEL` names one; otherwise it is fetched once into the user's own cache, as `nexo-lsp models
     pull` would. Without a network the tests that need it are skipped, except in CI (`NEXO_CI`).
     """
-    named = _USER.get("NEXO_TEST_MODEL")
+    named = USER.get("NEXO_TEST_MODEL")
     if named:
         path = Path(named)
         assert path.is_file(), f"NEXO_TEST_MODEL names no file: {path}"
         return path
-    store = ModelStore(folders(_USER).models, _USER)
+    store = ModelStore(folders(USER).models, USER)
     try:
         try:
             return store.locate("auto")
@@ -54,7 +54,7 @@ def nexo_home(
     An engine that servers of this home shared (or of the home that tests of the server make) would live on for
     some seconds; it is ended with the test.
     """
-    for name in _USER:
+    for name in USER:
         if name.startswith("NEXO_"):
             monkeypatch.delenv(name, raising=False)
     home = tmp_path_factory.mktemp("home")

@@ -126,6 +126,7 @@ class App:
             engine=lambda operation: _Gated(self, operation),
             settings=lambda: self.settings,
             model_key=self.room.model_key,
+            infill_of=self.room.infill_of,
             permitted=self.permitted,
             context_of=self._context_of,
             refresh=self._refresh,
@@ -233,6 +234,7 @@ class App:
 
     async def _refresh(self, *snapshots: Snapshot) -> None:
         """Notice ignore files that were edited since these documents were last asked about."""
+        await self.room.know_models()
         places = (local_place(snapshot.uri) for snapshot in snapshots)
         await self.ignore.prepare(*[place for place in places if place is not None])
 

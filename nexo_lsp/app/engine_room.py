@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nexo_lsp.engines.client_port import ClientPort
 from nexo_lsp.engines.engine import Engine
-from nexo_lsp.engines.llama.messages import Load
-from nexo_lsp.engines.llama.process import Hosted
+from nexo_lsp.engines.llama.threaded import spawn_in_thread
+from nexo_lsp.errors import ModelError
 from nexo_lsp.folders import Folders
 from nexo_lsp.generation import EngineState, EngineStatus, Operation
 from nexo_lsp.models.catalog import CatalogEntry, load_catalog
 from nexo_lsp.offload import Offload
+from nexo_lsp.pipeline.step import InfillWords
 from nexo_lsp.runtime.choice import ModelChoice, model_for
 from nexo_lsp.runtime.engines import Engines, Offer
 from nexo_lsp.runtime.environment import Environment
 from nexo_lsp.runtime.gpus import find_gpus, known_gpus
 from nexo_lsp.runtime.needs import Policy
 from nexo_lsp.runtime.providers.client_hosted import ClientHostedProvider
+from nexo_lsp.runtime.providers.docker import DockerProvider
 from nexo_lsp.runtime.providers.mobile import PHONES, MobileProvider, PhoneRules
 from nexo_lsp.runtime.providers.mock import MockProvider
 from nexo_lsp.runtime.providers.native import ModelFigures, NativeProvider, measured_tokens_per_s
@@ -79,8 +83,9 @@ class EngineRoom:
         self._models: dict[Operation, ModelChoice] = {}
         self._upgrading: set[str] = set()
         self._looked_for_gpus = False
+        self._words: dict[str, InfillWords] = {}
         self.environment = replace(environment, gpus=known_gpus(folders.state) or environment.gpus)
-        self.supply = ModelSupply(lambda: self.store, host, offload, settings)
+        self.supply = ModelSupply(lambda: self.store, host, offload, settings, lambda: self._trusted)
         self.engines = Engines(hooks.keep, hooks.on_status, hooks.notice)
         self.client_port = ClientPort()
         """Where the editor's own engine is plugged in, if it has one."""
@@ -130,7 +135,7 @@ class EngineRoom:
     def engine(self, operation: Operation) -> Engine:
         """The engine of an operation; raises `EngineUnavailable` with the reasons if there is none."""
         engine = self.engines.engine(operation)
-        if self._hooks.lasting and self.model_name(operation) is not None:
+        if self._hooks.lasting and self.loads_a_file(operation):
             if not self._looked_for_gpus:
                 self._looked_for_gpus = True
                 self._hooks.keep(self.find_gpus())
@@ -165,6 +170,11 @@ class EngineRoom:
     def model_name(self, operation: Operation) -> str | None:
         """The model of an operation; None where the engine has its own."""
         provider = self.selection(operation).provider
+        if provider is not None and provider.name == "client-hosted":
+            announced = self.client_port.announced
+            return announced.model if announced is not None else None
+        if provider is not None and provider.name == "remote":
+            return self._settings().remote.model or None
         if provider is None or provider.name in _NO_MODEL_FILE:
             return None
         return self._models[operation].reference
@@ -178,11 +188,44 @@ class EngineRoom:
         entry = self._models[operation].entry
         return self._measured(entry) if entry is not None else None
 
+    def infill_of(self, operation: Operation) -> InfillWords:
+        """The family of an operation's model, and the tokens that its file names."""
+        choice = self._models[operation]
+        if not self.loads_a_file(operation):
+            return "", None
+        if choice.entry is not None:
+            return choice.entry.family, None
+        return self._words.get(choice.reference, ("", None))
+
+    async def know_models(self) -> None:
+        """Look into model files that no catalogue knows, once each, as soon as they are here."""
+        for operation, choice in self._models.items():
+            known = choice.entry is not None or choice.reference in self._words
+            if known or not self.loads_a_file(operation):
+                continue
+            with suppress(ModelError):
+                self._words[choice.reference] = await self._offload(
+                    partial(self._look_into, choice.reference)
+                )
+
+    def _look_into(self, reference: str) -> InfillWords:
+        from nexo_lsp.models.profile import profile_of
+
+        profile = profile_of(self.store.locate(reference), self._catalog.entries)
+        return profile.family, profile.infill_texts
+
+    def loads_a_file(self, operation: Operation) -> bool:
+        """Whether the engine of an operation needs a model file of this machine."""
+        provider = self.selection(operation).provider
+        return provider is not None and provider.name not in _NO_MODEL_FILE
+
     def model_key(self, operation: Operation) -> str:
         """What identifies engine and model in the keys of cached answers."""
         provider = self.selection(operation).provider
         name = provider.name if provider is not None else "none"
-        return f"{name}:{self.model_name(operation) or ''}"
+        # Servers elsewhere have models of their own under the same name.
+        where = f"{' '.join(self._settings().remote.endpoints)}:" if name == "remote" else ""
+        return f"{name}:{where}{self.model_name(operation) or ''}"
 
     def status(self, operation: Operation) -> EngineStatus:
         """How the engine of an operation is; one that was not needed yet is idle."""
@@ -203,7 +246,7 @@ class EngineRoom:
         return tuple(said)
 
     def _why(self, operation: Operation) -> tuple[str, ...]:
-        model = self._models[operation].reasons if self.model_name(operation) is not None else ()
+        model = self._models[operation].reasons if self.loads_a_file(operation) else ()
         return (*self.selection(operation).reasons, *model)
 
     def _plan_of(self, operation: Operation) -> tuple[object, ...]:
@@ -216,13 +259,14 @@ class EngineRoom:
 
     def _offers(self, settings: Settings, choice: ModelChoice) -> tuple[Offer, ...]:
         reference, environment = choice.reference, self.environment
-        threaded = None if environment.processes else _in_thread
+        threaded = None if environment.processes else spawn_in_thread
         hybrid = environment.performance_cores < environment.physical_cores
+        figures = self._figures(choice)
         native = NativeProvider(
             settings.engine,
             lambda: self.supply.file(reference),
             self._folders.prefixes,
-            about=self._figures(choice),
+            about=figures,
             cores=environment.performance_cores if hybrid else 0,
             thread=threaded,
         )
@@ -234,6 +278,17 @@ class EngineRoom:
             (native, used),
             (MobileProvider(native, environment, spawn=threaded, named=named), used),
             (ClientHostedProvider(port, self._refusal, Redacting), _identity(port)),
+            (
+                DockerProvider(
+                    settings.docker,
+                    settings.engine,
+                    native.model,
+                    self._environ,
+                    environment.platform,
+                    about=figures,
+                ),
+                (used, settings.docker),
+            ),
             (RemoteProvider(settings.remote, lambda: self._trusted, self._environ), settings.remote),
             (MockProvider(self._environ), ""),
         )
@@ -246,7 +301,8 @@ class EngineRoom:
         return ModelFigures(entry.parameters or None, entry.weight_bytes, self._measured(entry))
 
     def _measured(self, entry: CatalogEntry) -> float | None:
-        return measured_tokens_per_s(self._folders.models / entry.file, self._folders.state)
+        path = self._folders.models / entry.file
+        return measured_tokens_per_s(path, self._folders.state) if path.is_file() else None
 
     def _refusal(self) -> str | None:
         """Why prompts may not leave this machine now; None if they may."""
@@ -274,13 +330,6 @@ class EngineRoom:
             self._hooks.on_status()
 
         self._hooks.keep(self.supply.fetch_ahead(better.name, arrived))
-
-
-async def _in_thread(wish: Load) -> Hosted:
-    # It loads llama.cpp's side of the engine into this process.
-    from nexo_lsp.engines.llama.threaded import spawn_in_thread
-
-    return await spawn_in_thread(wish)
 
 
 def _identity(port: ClientPort) -> object:

@@ -17,16 +17,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
 from nexo_lsp.cli.exit_codes import ExitCode, exit_code
 from nexo_lsp.cli.interrupts import interruptible
 from nexo_lsp.cli.models_quantize import compress, quantize
 from nexo_lsp.errors import ModelError
 from nexo_lsp.folders import folders
-from nexo_lsp.models.catalog import DEFAULT_MODEL, size_text
+from nexo_lsp.models.catalog import load_catalog, size_text
 from nexo_lsp.models.progress import ProgressReport, PullProgress
-from nexo_lsp.models.store import InstalledModel, ModelStore, Verdict
+from nexo_lsp.models.store import ModelStore, Verdict
 from nexo_lsp.settings import effective
 
 app = typer.Typer(help="Fetch, list, check, remove and shrink model files.", no_args_is_help=True)
@@ -41,7 +40,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")
 def open_store() -> ModelStore:
     """The models folder of this user."""
     where = folders(os.environ)
-    store = ModelStore(where.models, os.environ)
+    catalog = load_catalog(where.catalog_file)
+    for problem in catalog.problems:
+        Console(stderr=True).print(problem, highlight=False, markup=False, soft_wrap=True, style="yellow")
+    store = ModelStore(where.models, os.environ, catalog=catalog.entries)
     store.follow(effective(where.settings_file, os.environ).settings)
     return store
 
@@ -58,7 +60,11 @@ def pull_with_progress_bar(store: ModelStore, name: str, console: Console, *, fo
 @app.command()
 def pull(
     name: Annotated[
-        str, typer.Argument(help="A name of `models list`; `auto` is the default model.")
+        str,
+        typer.Argument(
+            help="A name of `models list` (`auto` is the default model), hf:owner/repo/file.gguf, "
+            "or the https address of a GGUF file."
+        ),
     ] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Fetch it again even if it is here.")] = False,
     as_json: AsJson = False,
@@ -72,37 +78,6 @@ def pull(
             print_json({"name": label, "path": str(path), "size": path.stat().st_size})
         else:
             say(f"{label} is ready: {path}")
-
-
-@app.command("list")
-def list_models(as_json: AsJson = False) -> None:
-    """Show what there is, and what of it is on this machine."""
-    store = open_store()
-    here = store.installed()
-    known = {model.entry.name for model in here if model.entry is not None}
-    rows = [_row(model) for model in here]
-    rows += [
-        _entry_row(entry.name, entry.size, entry.license, entry.description)
-        for entry in store.catalog
-        if entry.name not in known
-    ]
-    rows.sort(key=lambda row: (not row["installed"], row["size"]))
-    if as_json:
-        print_json(rows)
-        return
-    table = Table(box=None, pad_edge=False)
-    for title in ("Model", "Size", "Here"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("What it is")
-    for row in rows:
-        what = f"{row['description']} ({row['license']})" if row["license"] else ""
-        table.add_row(row["name"], size_text(row["size"]), _state(row), what)
-    console = Console()
-    console.print(table)
-    lines = [f"Folder: {store.folder}"]
-    lines += [f"{row['name']} came with the program: {row['path']}" for row in rows if row["embedded"]]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -136,7 +111,7 @@ def verify(
             for verdict in verdicts:
                 mend = f"run `nexo-lsp models pull {verdict.name}` to fetch it again"
                 say(
-                    f"{verdict.name} is right."
+                    f"{verdict.name} is right{f' ({verdict.note})' if verdict.note else ''}."
                     if verdict.ok
                     else f"{verdict.path} {verdict.problem}; {mend}."
                 )
@@ -220,44 +195,6 @@ def failures_told(as_json: bool) -> Generator[None, None, None]:
         raise typer.Exit(exit_code(error)) from error
 
 
-def _row(model: InstalledModel) -> dict[str, Any]:
-    entry = model.entry
-    row = _entry_row(
-        model.name, model.size, entry.license if entry else "", entry.description if entry else ""
-    )
-    return {
-        **row,
-        "installed": True,
-        "verified": model.verified,
-        "problem": model.problem,
-        "path": str(model.path.absolute()),
-        "embedded": model.embedded,
-    }
-
-
-def _entry_row(name: str, size: int, license_: str, description: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "size": size,
-        "default": name == DEFAULT_MODEL,
-        "installed": False,
-        "verified": False,
-        "problem": "",
-        "path": None,
-        "embedded": "",
-        "license": license_,
-        "description": description,
-    }
-
-
-def _state(row: dict[str, Any]) -> str:
-    if row["problem"]:
-        return "damaged"
-    if row["embedded"]:
-        return "embedded"
-    return "verified" if row["verified"] else "yes" if row["installed"] else "no"
-
-
 def _verdict_row(verdict: Verdict) -> dict[str, Any]:
     return {
         "name": verdict.name,
@@ -266,6 +203,7 @@ def _verdict_row(verdict: Verdict) -> dict[str, Any]:
         "size": verdict.size,
         "sha256": verdict.sha256,
         "problem": verdict.problem,
+        "note": verdict.note,
     }
 
 

@@ -29,7 +29,6 @@ from nexo_lsp.engines.llama.compress import (
     Made,
     Rules,
     Tell,
-    Tried,
     Verdict,
     Workshop,
 )
@@ -45,6 +44,7 @@ T = TypeVar("T")
 
 # How files name their kind at the end: `-q4_k_m`, `.Q8_0`, `-f16`, `-UD-IQ2_XXS`.
 _OLD_KIND = re.compile(r"[-._](ud-)?(i?q\d+(_[a-z0-9]+)*|bf16|fp?16|fp?32)$", re.IGNORECASE)
+_PART = re.compile(r"-\d{5}-of-\d{5}$")
 _OWN = "-own"
 """Behind a file's name where the catalogue has another file of that name."""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
@@ -141,7 +141,7 @@ def _located(store: ModelStore, name: str) -> Path:
 
 def _target(store: ModelStore, model: Path, kind: Kind, out: Path | None) -> Path:
     """Where the file of `kind` goes. Raises `UsageError` for a name that stands for another file."""
-    stem = f"{_OLD_KIND.sub('', model.stem)}-{kind.name}"
+    stem = f"{_OLD_KIND.sub('', _PART.sub('', model.stem))}-{kind.name}"
     if out is not None and not out.is_dir():
         if out.suffix.lower() != ".gguf":
             raise UsageError(f"{out} is no name for a model; let it end in .gguf.")
@@ -248,18 +248,13 @@ def _tried_table(found: Compressed) -> Table:
             tried.kind.name,
             size_text(tried.size),
             *_reading(tried.after, tried.loss),
-            _why(tried),
+            Text(tried.reason),
             style=_STYLES.get(tried.verdict, "dim"),
         )
     return table
 
 
 _STYLES = {Verdict.CHOSEN: "bold green", Verdict.LOSES: "", Verdict.BROKEN: "red"}
-
-
-def _why(tried: Tried) -> Text:
-    mark = {Verdict.CHOSEN: "chosen: "}.get(tried.verdict, "")
-    return Text(f"{mark}{tried.reason}")
 
 
 def _reading(reading: Perplexity | None, lost: Loss | None) -> tuple[str, str, str, str]:
@@ -345,7 +340,7 @@ def _compressed_row(found: Compressed, store: ModelStore) -> dict[str, Any]:
             {
                 "kind": tried.kind.name,
                 "size": tried.size,
-                "verdict": tried.verdict.name.lower(),
+                "verdict": tried.verdict,
                 "reason": tried.reason,
                 **_reading_row(tried.after, tried.loss),
             }

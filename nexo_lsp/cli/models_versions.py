@@ -40,7 +40,7 @@ def versions(
     """Show the versions of models that are here, the oldest first, and which is used."""
     store = models.open_store()
     with failures_told(as_json):
-        entries = [store.entry(name)] if name else list(store.catalog)
+        entries = [store.entry(one) for one in ([name] if name else _here(store))]
         rows = [row for entry in entries for row in _version_rows(store, entry)]
         if as_json:
             print_json(rows)
@@ -136,10 +136,15 @@ def agreed(question: str) -> bool:
 
 
 def _looked(store: ModelStore, name: str) -> tuple[Outlook, ...]:
-    here = {model.entry.name for model in store.installed() if model.entry is not None and not model.embedded}
-    names = [name] if name else [entry.name for entry in store.catalog if entry.name in here]
+    names = [name] if name else _here(store)
     announce = _announcer()
-    return interruptible(lambda _cancel: outlook(store, names, announce))
+    return interruptible(lambda cancel: outlook(store, names, announce, cancel))
+
+
+def _here(store: ModelStore) -> list[str]:
+    """The models of the folder, by name."""
+    ours = [model.entry for model in store.installed() if not model.embedded]
+    return list(dict.fromkeys(entry.name for entry in ours if entry is not None))
 
 
 def _announcer() -> Announce:
@@ -150,7 +155,7 @@ def _announcer() -> Announce:
 
 def _taken(found: Outlook, *, hub: bool) -> Offer | None:
     """The offer that would be taken: the Hub's own only if the user wants that, and nothing over a pin."""
-    offers = [offer for offer in found.offers if hub or offer.origin == "catalogue"]
+    offers = [offer for offer in found.offers if hub or not offer.instead_of_pinned]
     return offers[-1] if offers and not found.pinned else None
 
 
@@ -170,9 +175,11 @@ def _print_outlook(found: tuple[Outlook, ...], wanted: list[Offer]) -> None:
                 size_text(offer.disk_bytes) if offer.disk_bytes else "none",
                 "" if offer in wanted else "pinned" if one.pinned else "with --hub",
             )
+    if table.rows:
+        Console().print(table)
+    for one in found:
         if not one.offers:
-            table.add_row(one.entry.name, one.now or "none", "nothing")
-    Console().print(table)
+            say(f"{one.entry.name}: nothing is newer than {one.now or 'what is here'}.")
     for note in dict.fromkeys(one.note for one in found if one.note):
         complain(f"{note}; compared with the catalogue only")
 

@@ -59,12 +59,19 @@ def _review(app: typer.Typer) -> None:
 
 
 def _models(app: typer.Typer) -> None:
-    from nexo_lsp.cli import models_prune, models_versions
+    from nexo_lsp.cli import models_prune, models_shown, models_versions
     from nexo_lsp.cli.models import app as models
 
+    models_shown.add_to(models)
     models_versions.add_to(models)
     models_prune.add_to(models)
     app.add_typer(models, name="models")
+
+
+def _docker(app: typer.Typer) -> None:
+    from nexo_lsp.cli.docker import app as docker
+
+    app.add_typer(docker, name="docker")
 
 
 def _doctor(app: typer.Typer) -> None:
@@ -90,6 +97,7 @@ _COMMANDS: Mapping[str, Callable[[typer.Typer], None]] = {
     "serve": _serve,
     "review": _review,
     "models": _models,
+    "docker": _docker,
     "doctor": _doctor,
     "remote": _remote,
     "config": _config,

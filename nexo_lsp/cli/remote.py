@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
@@ -40,7 +41,10 @@ def login(url: _Url) -> None:
     """Ask for the key of a server, and keep it in the system's keyring."""
     with reported():
         host = _host(url)
-        key = typer.prompt(f"The key of {host}", hide_input=True).strip()
+        # A script may hand it in.
+        asked = sys.stdin.isatty()
+        key = typer.prompt(f"The key of {host}", hide_input=True) if asked else sys.stdin.readline()
+        key = key.strip()
         if not key:
             raise UsageError("There is no key in what was entered; nothing was kept.")
         keys().store(host, key)

@@ -11,6 +11,7 @@ from functools import cached_property
 from importlib import resources
 from typing import Any
 
+from nexo_lsp.errors import EngineUnavailable
 from nexo_lsp.generation import ChatPrompt, InfillPrompt, InfillTemplate, Message, Request, Role
 from nexo_lsp.syntax.languages import Language
 
@@ -24,10 +25,6 @@ _OWN_FAMILY = "qwen2.5-coder"
 
 class Prompts:
     """The prompts of every pipeline. Texts are read when they are first needed."""
-
-    def __init__(self) -> None:
-        self.model_template: InfillTemplate | None = None
-        """How the model at hand wants a gap, as `infill_template` tells; None while that is not known."""
 
     @cached_property
     def version(self) -> str:
@@ -121,12 +118,20 @@ class Prompts:
         # What a system message says of a language is the project's; an unknown one is named by the editor.
         return ChatPrompt(messages, answer_prefix, static_messages=int(language is not None))
 
-    def infill(self, family: str, prefix: str, suffix: str) -> InfillPrompt:
+    def infill(
+        self, prefix: str, suffix: str, family: str = "", tokens: tuple[str, str, str] | None = None
+    ) -> InfillPrompt:
         """A fill-in-the-middle prompt in the order that the model family does best with.
 
-        Without a family it is that of `model_template`; what is not known gets Qwen2.5-Coder's tokens.
+        `tokens` are those that the model's file names (see `infill_template`). What is not known at all gets
+        Qwen2.5-Coder's tokens. Raises `EngineUnavailable` for a family that cannot fill in.
         """
-        template = self.model_template if not family else self.infill_template(family)
+        template = self.infill_template(family, tokens)
+        if template is None and "none" in self._infill.get(family, {}):
+            raise EngineUnavailable(
+                "This model cannot fill in code in the middle; name another one for completions "
+                "(nexo.completion.model)."
+            )
         return InfillPrompt(prefix, suffix, template or self._family_template(_OWN_FAMILY))
 
     @property

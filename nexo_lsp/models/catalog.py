@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -53,19 +53,19 @@ class CatalogEntry:
     """Bytes; 0 while unknown."""
     sha256: str
     """Lower-case hexadecimal; empty while unknown."""
-    hub_repo: str
+    hub_repo: str = ""
     """Empty where the Hub does not have it."""
-    hub_file: str
-    mirror: tuple[MirrorPart, ...]
+    hub_file: str = ""
+    mirror: tuple[MirrorPart, ...] = ()
     """The parts whose bytes, one after the other, are the file; empty where no package index has it."""
-    urls: tuple[str, ...]
+    urls: tuple[str, ...] = ()
     """Plain addresses, without any account."""
-    license: str
+    license: str = ""
     """SPDX identifier; empty while unknown."""
-    description: str
-    context_tokens: int
+    description: str = ""
+    context_tokens: int = 0
     """The longest context that the model was made for; 0 while unknown."""
-    family: str = field(default="qwen2.5-coder")
+    family: str = "qwen2.5-coder"
     """Which prompt conventions (chat, fill-in-the-middle) it follows; empty while unknown."""
     hub_revision: str = MAIN
     """The commit or branch of the Hub's repository."""

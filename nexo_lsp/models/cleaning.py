@@ -11,8 +11,10 @@ import glob
 import logging
 import re
 import shutil
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -24,13 +26,15 @@ from nexo_lsp.models.catalog import DEFAULT_MODEL, CatalogEntry, size_text
 from nexo_lsp.models.leases import Leases, used_file
 from nexo_lsp.models.record import record_file
 from nexo_lsp.models.transfer import size_of
-from nexo_lsp.models.unpinned import origin_file
+from nexo_lsp.models.unpinned import entry_behind, origin_file, remembered
 from nexo_lsp.models.versions import Versions, short, split_version
 
 log = logging.getLogger("nexo_lsp.models")
 
 Kind = Literal["version", "model", "partial", "copy", "leftover"]
 
+_NEW_S = 60
+"""A small file takes much less to be written."""
 _COPY = re.compile(r"(?P<stem>.+)\.[0-9a-f]{16}\.(gguf|partial)")
 
 
@@ -53,12 +57,19 @@ class Cleaning:
     """The housekeeping of one models folder."""
 
     def __init__(
-        self, folder: Path, catalog: Sequence[CatalogEntry], versions: Versions, leases: Leases
+        self,
+        folder: Path,
+        catalog: Sequence[CatalogEntry],
+        versions: Versions,
+        leases: Leases,
+        elsewhere: Callable[[], Iterable[Path]] = tuple,
     ) -> None:
+        """`elsewhere` gives the models that are used and lie in other folders."""
         self._folder = folder
         self._catalog = tuple(catalog)
         self._versions = versions
         self._leases = leases
+        self._elsewhere = elsewhere
 
     def waste(self, keep: Collection[str] = ()) -> tuple[Waste, ...]:
         """What nothing uses: old versions, parts of pulls that have died, copies and records without a model.
@@ -69,7 +80,7 @@ class Cleaning:
         return (
             *self._old_versions(kept),
             *self._partials(),
-            *self._copies_of_nothing(),
+            *self._copies_of_nothing(keep),
             *self._leftovers(),
         )
 
@@ -85,23 +96,24 @@ class Cleaning:
         """What may go when room is needed, first what was not used for the longest time.
 
         Copies of nothing and parts of dead pulls come first: they cost nobody anything, or only a part.
-        `but` are files that stay.
+        What no source is known for (a file of the user's own, a link) never goes; `but` are files that stay.
         """
-        kept, spared = self._kept(keep), set(but)
+        stays, known = self._kept(keep) | set(but), {entry.file for entry in self._entries()}
         models = [
             self._model(path, "model", f"last used {_day(self._leases.last_use(path))}")
             for path in self._folder.glob("*.gguf")
-            if path not in kept and path not in spared and not self._leases.is_held(path)
+            if split_version(path.name)[0] in known and not path.is_symlink()
+            if path not in stays and not self._leases.is_held(path)
         ]
         models.sort(key=lambda one: self._leases.last_use(one.path))
-        partials = [one for one in self._partials() if one.path not in spared]
-        return (*self._copies_of_nothing(), *partials, *models)
+        partials = [one for one in self._partials() if one.path not in stays]
+        return (*self._copies_of_nothing(keep), *partials, *models)
 
     def _kept(self, keep: Collection[str]) -> frozenset[Path]:
         """The files that the settings and the pins ask for."""
         wanted = [split_version(name) for name in keep]
         kept: set[Path] = set()
-        for entry in self._catalog:
+        for entry in self._entries():
             names = {entry.name, entry.file, *(["auto"] if entry.name == DEFAULT_MODEL else [])}
             asked = [version for name, version in wanted if name in names]
             current = self._versions.current(entry)
@@ -111,17 +123,27 @@ class Cleaning:
                     kept.add(version.path)
         return frozenset(kept | self._pinned() | {self._folder / name for name in keep})
 
+    def _entries(self) -> Iterator[CatalogEntry]:
+        """The catalogue's models, and those that are here without standing in it."""
+        yield from (remembered(entry, self._folder) for entry in self._catalog)
+        known = {entry.file for entry in self._catalog}
+        for path in self._folder.glob("*.gguf"):
+            file, _ = split_version(path.name)
+            if file not in known and (entry := entry_behind(path, self._catalog)) is not None:
+                known.add(file)
+                yield entry
+
     def _pinned(self) -> set[Path]:
         choices = self._versions.choices()
         pins = [
             self._versions.find(entry, choices[entry.name].version)
-            for entry in self._catalog
+            for entry in self._entries()
             if entry.name in choices and choices[entry.name].pinned
         ]
         return {version.path for version in pins if version is not None}
 
     def _old_versions(self, kept: frozenset[Path]) -> Iterator[Waste]:
-        for entry in self._catalog:
+        for entry in self._entries():
             current = self._versions.current(entry)
             for version in self._versions.of(entry):
                 if current is None or version.id == current.id or version.path in kept:
@@ -155,8 +177,10 @@ class Cleaning:
         file = re.sub(r"(\.(partial|parts|lock|checked|used|origin))+$", "", path.name)
         return self._folder / (split_version(file)[0] + ".lock")
 
-    def _copies_of_nothing(self) -> Iterator[Waste]:
-        stems = {path.stem for path in self._folder.glob("*.gguf")}
+    def _copies_of_nothing(self, keep: Iterable[str]) -> Iterator[Waste]:
+        # Models that lie elsewhere have their copies here as well.
+        elsewhere = (*map(Path, keep), *self._elsewhere())
+        stems = {path.stem for path in (*self._folder.glob("*.gguf"), *elsewhere)}
         for path in sorted((self._folder / UNPACKED).glob("*")):
             match = _COPY.fullmatch(path.name)
             if match is not None and match["stem"] not in stems:
@@ -167,7 +191,7 @@ class Cleaning:
             for end in (".checked", ".used", ".origin"):
                 if path.name.endswith(end) and not path.with_name(path.name.removesuffix(end)).exists():
                     yield Waste("leftover", path, size_of(path), "the model that it tells of is gone")
-            if path.name.endswith(".new"):
+            if path.name.endswith(".new") and time.time() - _written_at(path) > _NEW_S:
                 yield Waste("leftover", path, size_of(path), "it was being written when its process died")
             unneeded = path.name.endswith(".gguf.lock") and not _parts_and_versions(path.with_suffix(""))
             if unneeded and not self.is_fetched(path):
@@ -254,7 +278,8 @@ class Cleaning:
     def _remove(self, one: Waste) -> None:
         """Raises `ModelError` while it is used, `filelock.Timeout` while it is fetched, and `OSError`."""
         with self._versions.gate(), self._not_fetched(one.path):
-            if self._leases.is_held(one.path, clear=True):
+            # A lease may have been but begun when it was looked at.
+            if self._leases.is_held(one.path, clear=True) or self._leases.is_alive(one.path):
                 raise ModelError(f"{one.path.name} is being used by an engine; stop that first.")
             if one.path.is_dir():
                 shutil.rmtree(one.path)
@@ -304,7 +329,13 @@ def _tree(folder: Path) -> Iterator[int]:
                 yield path.stat().st_size
 
 
-def _day(moment: float) -> str:
-    from datetime import UTC, datetime
+def _written_at(path: Path) -> float:
+    """In seconds since the epoch; now for what is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return time.time()
 
+
+def _day(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d")

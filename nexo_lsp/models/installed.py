@@ -62,7 +62,7 @@ def listed(
     for path in sorted(folder.glob("*.gguf")):
         plain, _ = split_version(path.name)
         entry = next((entry for entry in catalog if entry.file == plain), None)
-        entry = remembered(entry, folder) if entry is not None else entry_behind(folder / plain, catalog)
+        entry = remembered(entry, folder) if entry is not None else entry_behind(path, catalog)
         found.append(
             InstalledModel(None, path, size_of(path), False)
             if entry is None

@@ -92,6 +92,10 @@ class Leases:
         """What processes that have died left of their leases."""
         return tuple(file for file in self._folder.glob(f"*{_END}") if not _is_alive(file))
 
+    def is_alive(self, file: Path) -> bool:
+        """Whether `file` is a lease that somebody holds."""
+        return file.suffix == _END and _is_alive(file)
+
     def _taken(self, path: Path) -> filelock.BaseFileLock | None:
         name = f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_END}"
         # Somebody who looks at the new lease holds it for a moment.

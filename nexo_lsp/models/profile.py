@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.header import Header, InfillTokens, read_header
-from nexo_lsp.models.unpinned import entry_behind
+from nexo_lsp.models.unpinned import entry_behind, remembered
 from nexo_lsp.models.versions import split_version
 
 # Architecture, name of the model, family: the first line that fits counts. Publishers name a model as they
@@ -48,6 +48,13 @@ class ModelProfile:
     header: Header
     entry: CatalogEntry | None
     """The catalogue's, or that of the reference by which the file was fetched."""
+    described: CatalogEntry
+    """The same, with what only the header tells; for a file without an entry as if it had one."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a worker holds with a context of 8,192 tokens; see `CatalogEntry.memory_bytes`."""
+        return self.described.memory_bytes
 
     @property
     def infill_texts(self) -> tuple[str, str, str] | None:
@@ -62,19 +69,31 @@ def profile_of(path: Path, catalog: Sequence[CatalogEntry]) -> ModelProfile:
     """
     header = read_header(path)
     file = split_version(path.name)[0]
-    entry = next((entry for entry in catalog if entry.file == file), None) or entry_behind(path, catalog)
+    named = next((entry for entry in catalog if entry.file == file), None)
+    entry = remembered(named, path.parent) if named is not None else entry_behind(path, catalog)
+    plain = entry or CatalogEntry(path.stem, path.name, 0, "", family="")
+    known = replace(
+        plain,
+        size=header.file_bytes,
+        quantisation=header.quantisation,
+        kv_bytes_per_token=header.kv_bytes_per_token,
+        parameters=plain.parameters or header.parameters / 1e9,
+        context_tokens=header.context_tokens or plain.context_tokens,
+        family=plain.family or family_of(header, path.stem),
+    )
     return ModelProfile(
         name=(entry.name if entry is not None else "") or header.name or path.stem,
-        family=(entry.family if entry is not None else "") or family_of(header, path.stem),
-        context_tokens=header.context_tokens or (entry.context_tokens if entry is not None else 0),
+        family=known.family,
+        context_tokens=known.context_tokens,
         infill=header.infill,
         chat=header.has_chat_template,
-        parameters=entry.parameters if entry is not None and entry.parameters else header.parameters / 1e9,
+        parameters=known.parameters,
         quantisation=header.quantisation,
         file_bytes=header.file_bytes,
         kv_bytes_per_token=header.kv_bytes_per_token,
         header=header,
         entry=entry,
+        described=known,
     )
 
 

@@ -21,7 +21,7 @@ class Record:
     published: bool
     """Whether that was the digest of a published version: then the file is right, if not the newest."""
     added_ns: int
-    """When this version came here, in nanoseconds since the epoch; 0 where it was not noted."""
+    """When this version came here, in nanoseconds since the epoch, or the file's own time."""
 
 
 def record_file(path: Path) -> Path:
@@ -41,7 +41,7 @@ def record_of(path: Path) -> Record | None:
     known = cast("dict[str, object]", data)
     if known.get("size") != stat.st_size or known.get("mtime_ns") != stat.st_mtime_ns:
         return None
-    digest, added = known.get("sha256"), known.get("added_ns", 0)
+    digest, added = known.get("sha256"), known.get("added_ns", stat.st_mtime_ns)
     if not isinstance(digest, str) or not isinstance(added, int):
         return None
     return Record(digest, known.get("published") is True, added)

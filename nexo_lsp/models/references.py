@@ -26,7 +26,7 @@ _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 def is_reference(text: str) -> bool:
     """Whether `text` is meant as an address (and not as a name or a path), right or wrong."""
-    return text.startswith("hf:") or re.match(r"[a-z]+://", text) is not None
+    return text.startswith("hf:") or re.match(r"[a-z]+://", text, re.IGNORECASE) is not None
 
 
 def file_of(name: str, catalog: Sequence[CatalogEntry]) -> str:
@@ -61,6 +61,7 @@ def entry_of(text: str, catalog: Sequence[CatalogEntry]) -> CatalogEntry:
 
 
 def _of_hub(repo: str, file: str, revision: str, catalog: Sequence[CatalogEntry]) -> CatalogEntry:
+    _require_whole(file)
     for entry in catalog:
         if (entry.hub_repo, entry.hub_file) == (repo, file) and revision in {MAIN, entry.hub_revision}:
             return entry
@@ -89,10 +90,19 @@ def _of_address(text: str, parts: SplitResult) -> CatalogEntry:
         )
     if not re.fullmatch(rf"{_PART}\.gguf", file):
         raise ModelUnknown(f"{text} does not end with the name of a GGUF file (…/name.gguf).")
+    _require_whole(file)
     # A query may hold a key that is only for a day: it is used, and not kept in names.
     plain = parts._replace(query="", fragment="").geturl()
     mark = hashlib.sha256(plain.encode()).hexdigest()[:8]
     return _unpinned(name=plain, file=f"{file[: -len('.gguf')]}.{mark}.gguf", urls=(text,))
+
+
+def _require_whole(file: str) -> None:
+    if re.search(r"-\d{5}-of-\d{5}\.gguf$", file):
+        raise ModelUnknown(
+            f"{file} is one of several parts of a model, which are not fetched; choose a file in one piece, "
+            "or fetch all parts into one folder by hand and give the path of the first."
+        )
 
 
 def _unpinned(
@@ -105,11 +115,7 @@ def _unpinned(
         sha256="",
         hub_repo=repo,
         hub_file=hub_file,
-        mirror=(),
         urls=urls,
-        license="",
-        description="",
-        context_tokens=0,
         family="",
         hub_revision=revision,
     )

@@ -86,7 +86,13 @@ class ModelStore:
         self._embedded = embedded or EmbeddedModels(lambda: places(environ))
         self.versions = Versions(folder)
         self.leases = Leases(folder, self.versions)
-        self.cleaning = Cleaning(folder, self.catalog, self.versions, self.leases)
+        self.cleaning = Cleaning(
+            folder,
+            self.catalog,
+            self.versions,
+            self.leases,
+            lambda: (path for path, _ in self._embedded.files()),
+        )
         self.limit_bytes = 0
         """What the folder may hold; 0 sets no limit."""
         self.configured: Collection[str] = ()

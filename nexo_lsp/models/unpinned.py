@@ -22,6 +22,7 @@ from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.record import write_whole
 from nexo_lsp.models.references import entry_of
 from nexo_lsp.models.transfer import SourceFailed
+from nexo_lsp.models.versions import split_version
 
 _ITSELF = "the file"
 """Who says what a file is that was put into the folder by hand, where no source can be asked."""
@@ -103,8 +104,9 @@ def remembered(entry: CatalogEntry, folder: Path) -> CatalogEntry:
         return entry
     plain = folder / entry.file
     paths = (plain, *folder.glob(f"{glob.escape(plain.stem)}@*{plain.suffix}"))
-    known = [path for path in paths if path.is_file() and origin_file(path).is_file()]
-    origin = _read(max(known, key=lambda path: origin_file(path).stat().st_mtime_ns)) if known else None
+    # What is told of a file that is gone says nothing of the one that is fetched next.
+    last = max((path for path in paths if path.is_file()), key=_noted_at, default=None)
+    origin = _read(last) if last is not None else None
     if origin is None or not origin.sha256:
         return entry
     return replace(
@@ -122,9 +124,12 @@ def entry_behind(path: Path, catalog: Sequence[CatalogEntry]) -> CatalogEntry | 
     if origin is None:
         return None
     try:
-        return remembered(entry_of(origin.reference, catalog), path.parent)
+        entry = entry_of(origin.reference, catalog)
     except ModelUnknown:
         return None
+    # It may be one of several versions (`versions.py`).
+    file, _ = split_version(path.name)
+    return remembered(entry, path.parent) if entry.file in {file, path.name} else None
 
 
 def agrees(entry: CatalogEntry, digest: str) -> bool:
@@ -164,6 +169,14 @@ def note_of(entry: CatalogEntry) -> str:
     if not entry.sha256:
         return "not pinned: only its length is announced; the SHA-256 that is found is remembered"
     return f"not pinned: its SHA-256 ({entry.sha256[:8]}…) is the one that {entry.announced_by} announced"
+
+
+def _noted_at(path: Path) -> int:
+    """When the origin of `path` was noted, in nanoseconds; 0 where it was not."""
+    try:
+        return origin_file(path).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _of(entry: CatalogEntry, digest: str) -> _Origin:

@@ -8,21 +8,16 @@ user says so: nobody but the Hub answers for it.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from http import HTTPStatus
 from typing import Literal
-from urllib.parse import urljoin
 
-import httpx
-
-from nexo_lsp import __version__
 from nexo_lsp.errors import ModelError
+from nexo_lsp.models.announcing import Announced
 from nexo_lsp.models.catalog import MAIN, CatalogEntry
 from nexo_lsp.models.progress import ProgressReport, ignore_progress
-from nexo_lsp.models.sources import hub_is_offline
+from nexo_lsp.models.sources import HuggingFaceSource, hub_is_offline
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.models.transfer import HttpLimits, SourceFailed, size_of
 from nexo_lsp.models.versions import short
@@ -30,19 +25,9 @@ from nexo_lsp.models.versions import short
 log = logging.getLogger("nexo_lsp.models")
 
 Origin = Literal["catalogue", "Hugging Face"]
-_MOST_REDIRECTS = 5
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
-class Announced:
-    """What a publisher says that a file is."""
-
-    size: int
-    sha256: str
-
-
-Announce = Callable[[CatalogEntry], Announced]
+Announce = Callable[[CatalogEntry, threading.Event], Announced]
 """Asks the Hub what it has for an entry now. Raises `SourceFailed` with the reason in one clause."""
 
 
@@ -57,6 +42,8 @@ class Offer:
     """What is still to be fetched: 0 when the version is here already."""
     disk_bytes: int
     """How much more the disk holds afterwards; the older version stays until it is pruned."""
+    instead_of_pinned: bool
+    """Whether the catalogue pins another one: then only the Hub answers for this one."""
 
     @property
     def version(self) -> str:
@@ -79,27 +66,34 @@ class Outlook:
 
 
 def hub_announcer(environ: Mapping[str, str], limits: HttpLimits | None = None) -> Announce:
-    """Ask the Hub that the environment names (`HF_ENDPOINT`, tokens), by one request for a file's head."""
+    """Ask the Hub that the environment names (`HF_ENDPOINT`, tokens) for what its main branch has."""
+    source = HuggingFaceSource(environ, limits)
 
-    def ask(entry: CatalogEntry) -> Announced:
+    def ask(entry: CatalogEntry, cancel: threading.Event) -> Announced:
         if hub_is_offline(environ):
             raise SourceFailed("HF_HUB_OFFLINE is set")
-        if not entry.hub_repo:
-            raise SourceFailed("it does not have this model")
-        url, headers = _request(entry, environ)
-        return _announced(_head(url, headers, limits or HttpLimits()))
+        said = source.announce(replace(entry, hub_revision=MAIN), cancel)
+        if not said.sha256:
+            raise SourceFailed("it does not say what the file's SHA-256 is")
+        return said
 
     return ask
 
 
-def offline(_: CatalogEntry) -> Announced:
+def offline(_: CatalogEntry, _cancel: threading.Event) -> Announced:
     """The announcer of somebody who is offline."""
     raise SourceFailed("nexo.offline is set")
 
 
-def outlook(store: ModelStore, names: Iterable[str], announce: Announce) -> tuple[Outlook, ...]:
-    """What is newer for each of `names`, in their order. Raises `ModelUnknown`. Asks the network."""
-    return tuple(_outlook(store, store.entry(name), announce) for name in names)
+def outlook(
+    store: ModelStore, names: Iterable[str], announce: Announce, cancel: threading.Event | None = None
+) -> tuple[Outlook, ...]:
+    """What is newer for each of `names`, in their order. Asks the network.
+
+    Raises `ModelUnknown` and `ModelDownloadCancelled`.
+    """
+    cancel = cancel or threading.Event()
+    return tuple(_outlook(store, store.entry(name), announce, cancel) for name in names)
 
 
 def take(
@@ -116,16 +110,16 @@ def take(
     store.have(offer.entry, progress, cancel)
     if store.versions.choice(name).pinned:
         raise ModelError(f"{name} is pinned; run `nexo-lsp models unpin {name}` first.")
-    # The catalogue's own needs no choice: without one the next version comes by itself.
-    store.versions.choose(offer.entry, "" if offer.origin == "catalogue" else offer.version)
+    # What the catalogue pins or leaves to the Hub needs no choice: the next version comes by itself.
+    store.versions.choose(offer.entry, offer.version if offer.instead_of_pinned else "")
 
 
-def _outlook(store: ModelStore, entry: CatalogEntry, announce: Announce) -> Outlook:
+def _outlook(store: ModelStore, entry: CatalogEntry, announce: Announce, cancel: threading.Event) -> Outlook:
     current, choice = store.versions.current(entry), store.versions.choice(entry.name)
     note = ""
     candidates: list[tuple[Origin, CatalogEntry]] = [("catalogue", entry)] if entry.sha256 else []
     try:
-        said = announce(entry)
+        said = announce(entry, cancel)
     except SourceFailed as failure:
         note = f"Hugging Face could not be asked: {failure}"
         log.info("%s: %s", entry.name, note)
@@ -136,15 +130,15 @@ def _outlook(store: ModelStore, entry: CatalogEntry, announce: Announce) -> Outl
     order = [version.id for version in here]
     offers: list[Offer] = []
     for origin, wanted in candidates:
-        version = short(wanted.sha256)
+        version, instead = short(wanted.sha256), entry.pinned and origin == "Hugging Face"
         if version in order:
             # What came before the one in use is older, not newer; what came after it was rolled back from.
             if current is not None and order.index(version) > order.index(current.id):
-                offers.append(Offer(origin, wanted, 0, 0))
+                offers.append(Offer(origin, wanted, 0, 0, instead))
         else:
             place = store.versions.place(wanted)
             rest = max(0, wanted.size - size_of(place.with_name(place.name + ".partial")))
-            offers.append(Offer(origin, wanted, rest, rest))
+            offers.append(Offer(origin, wanted, rest, rest, instead))
     now = current.id if current is not None else ""
     return Outlook(entry, now, choice.pinned, tuple(offers), note)
 
@@ -155,59 +149,9 @@ def as_announced(entry: CatalogEntry, said: Announced) -> CatalogEntry:
         entry,
         size=said.size,
         sha256=said.sha256,
-        hub_revision=MAIN,
+        hub_revision=said.revision or MAIN,
         mirror=(),
         urls=(),
-        announced_by="Hugging Face",
+        announced_by=HuggingFaceSource.name,
+        announced_mark=said.mark,
     )
-
-
-def _request(entry: CatalogEntry, environ: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    from huggingface_hub import get_token, hf_hub_url
-
-    endpoint = environ.get("HF_ENDPOINT", "").strip().rstrip("/") or None
-    headers = {"user-agent": f"nexo-lsp/{__version__}", "accept-encoding": "identity"}
-    try:
-        url = hf_hub_url(entry.hub_repo, entry.hub_file, endpoint=endpoint)
-        hidden = environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").strip().upper()
-        token = "" if hidden in {"1", "ON", "YES", "TRUE"} else environ.get("HF_TOKEN", "") or get_token()
-    except (OSError, ValueError) as error:
-        raise SourceFailed(f"its settings on this machine are not right ({error})") from error
-    if token:
-        headers["authorization"] = f"Bearer {token.strip()}"
-    return url, headers
-
-
-def _head(url: str, headers: Mapping[str, str], limits: HttpLimits) -> httpx.Response:
-    """The first answer that is the Hub's own: a redirect to where the bytes lie says what they are, too."""
-    timeout = httpx.Timeout(limits.answer_s, connect=limits.connect_s)
-    host = ""
-    try:
-        host = httpx.URL(url).host
-        trust = httpx.create_ssl_context()
-        trust.load_default_certs()
-        with httpx.Client(timeout=timeout, verify=trust, headers=dict(headers)) as client:
-            for _ in range(_MOST_REDIRECTS):
-                response = client.head(url)
-                onward = response.headers.get("location", "")
-                # A repository that was renamed redirects within the Hub, before it says anything of the file.
-                if not response.is_redirect or "x-linked-etag" in response.headers:
-                    return response
-                url = urljoin(url, onward)
-                if httpx.URL(url).host != host:
-                    return response
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
-        raise SourceFailed(f"{host or url} cannot be reached ({error or type(error).__name__})") from error
-    raise SourceFailed(f"{host} redirects without an end")
-
-
-def _announced(response: httpx.Response) -> Announced:
-    status, head = response.status_code, response.headers
-    if not response.is_success and not response.is_redirect:
-        known = status in {one.value for one in HTTPStatus}
-        raise SourceFailed(f"it answers {status}" + (f" {HTTPStatus(status).phrase}" if known else ""))
-    sha256 = (head.get("x-linked-etag") or head.get("etag", "")).removeprefix("W/").strip('"')
-    size = head.get("x-linked-size") or ("" if response.is_redirect else head.get("content-length", ""))
-    if not _SHA256.fullmatch(sha256) or not size.isdecimal():
-        raise SourceFailed("it does not say what the file's SHA-256 is")
-    return Announced(int(size), sha256)

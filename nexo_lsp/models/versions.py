@@ -23,7 +23,7 @@ import filelock
 
 from nexo_lsp.errors import ModelError, ModelMissing
 from nexo_lsp.models.catalog import CatalogEntry
-from nexo_lsp.models.record import record_of, write_whole
+from nexo_lsp.models.record import record_of, write_record, write_whole
 from nexo_lsp.models.transfer import size_of
 
 log = logging.getLogger("nexo_lsp.models")
@@ -232,6 +232,9 @@ class Versions:
         if record is not None:
             found = short(record.sha256)
             right = found == named if named else record.published or found == wanted
+            if right and not record.published:
+                # An older program found it right and did not note that: the catalogue will move on some day.
+                write_record(path, record.sha256, published=True)
             return Version(found, path, size, True, record.added_ns) if right else None
         # Never read since it came here: its name, or its size, is all that says what it is.
         if (named or wanted) == wanted and entry.size and size != entry.size:

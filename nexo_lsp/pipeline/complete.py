@@ -251,7 +251,9 @@ class CompletionService:
         # Whoever departs from a suggestion mostly does so in a few characters of it.
         near = (shown.text for shown in self._shown.get(uri, ()) if shown.leads_to(cursor))
         return Request(
-            prompt=self._bench.prompts.infill("", window.prefix, window.suffix),
+            prompt=self._bench.prompts.infill(
+                window.prefix, window.suffix, *self._bench.infill_of(Operation.COMPLETION)
+            ),
             max_tokens=max_tokens,
             session="infill",
             stop=() if _wants_block(cursor) else ("\n",),

@@ -163,7 +163,8 @@ class Rewriter:
         before, after = around(snapshot, end_of_comment, _BEFORE_TOKENS, _AFTER_TOKENS)
         before, after = unix(before), unix(after)
         lead = f"{before}\n{indent}"
-        prompt: ChatPrompt | InfillPrompt = bench.prompts.infill("", lead, after)
+        words = bench.infill_of(Operation.ACTION)
+        prompt: ChatPrompt | InfillPrompt = bench.prompts.infill(lead, after, *words)
         request = Request(
             prompt=prompt, max_tokens=_INFILL_TOKENS, session="infill", priority=Priority.FOREGROUND
         )

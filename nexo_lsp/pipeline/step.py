@@ -24,6 +24,10 @@ T = TypeVar("T")
 _log = logging.getLogger("nexo_lsp.pipeline")
 
 
+InfillWords = tuple[str, tuple[str, str, str] | None]
+"""A model's family, and the tokens that its file names; both may be unknown (see `Prompts.infill`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Workbench:
     """The services that the pipelines share; what may be replaced while running comes as a function."""
@@ -37,6 +41,8 @@ class Workbench:
     settings: Callable[[], Settings]
     model_key: Callable[[Operation], str]
     """What identifies the model and engine in the keys of cached answers."""
+    infill_of: Callable[[Operation], InfillWords]
+    """How the model of an operation wants a gap."""
     permitted: Callable[[Snapshot], str | None]
     """None if the document may be shown to the model, else the reason against it."""
     context_of: Callable[[Snapshot], bool]

@@ -76,7 +76,7 @@ class Keys:
             _log.debug("no keyring: %s", error)
             return None
         except _failures() as error:
-            _log.warning("the keyring could not be read (%s)", type(error).__name__)
+            _log.info("the keyring cannot be read (%s)", type(error).__name__)
             return None
         return Key(value, "keyring") if value else None
 

@@ -48,7 +48,10 @@ class ModelSupply:
         host: Asks,
         offload: Offload,
         settings: Callable[[], Settings],
+        trusted: Callable[[], bool],
     ) -> None:
+        """`trusted`: whether the user trusts the workspace, whose settings may have named the model."""
+        self._trusted = trusted
         self._store = store
         self._host = host
         self._offload = offload
@@ -133,7 +136,9 @@ class ModelSupply:
         name, size = entry.name, entry.size
         # A file that lies elsewhere under an entry's name is fetched as that entry.
         wanted = reference if is_reference(reference) else name
-        asks = self._settings().models.auto_download == "ask"
+        # An address may be a workspace's idea: then the user is asked, whatever they said of models.
+        foreign = is_reference(reference) and not self._trusted()
+        asks = foreign or self._settings().models.auto_download == "ask"
         if asks and not await self._host.confirm_download(name, size):
             self._declined.add(name)
             raise missing

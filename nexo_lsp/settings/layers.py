@@ -25,6 +25,9 @@ from nexo_lsp.settings.sections import Settings
 # Keys that clients keep in the same section for themselves; the server neither knows nor rejects them.
 _CLIENT_KEYS = frozenset({"trace", "server", "path", "trusted", "userSettings"})
 
+_NO_SETTINGS = frozenset({"NEXO_MODELS_EMBEDDED"})
+"""Variables that begin like those of a section and stand for themselves."""
+
 KEY_VARIABLE = "NEXO_REMOTE_API_KEY"
 """Begins the names of variables that hold keys: those are no settings, and are shown nowhere."""
 
@@ -115,7 +118,7 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
 
 def _misspelt(key: str) -> str | None:
     """The name that a variable would stand for if its section had such a setting; None without a section."""
-    if key.startswith(KEY_VARIABLE):
+    if key.startswith(KEY_VARIABLE) or key in _NO_SETTINGS:
         return None
     for section in SECTIONS:
         start = f"NEXO_{section.upper()}_"

@@ -95,7 +95,8 @@ class ModelsSettings(Section):
         default=0,
         ge=0,
         description="How much the models folder may hold, in GB: what was not used for the longest time is "
-        "removed first, never what is in use or pinned. 0 sets no limit.",
+        "removed first, never what is in use, pinned, named by the settings, or a file of your own. 0 sets "
+        "no limit.",
     )
 
 
@@ -173,6 +174,12 @@ class DockerSettings(Section):
         json_schema_extra=USERS_OWN,
         description="Where Docker or Podman listens (`unix:///run/docker.sock`); empty looks in the usual "
         "places.",
+    )
+    gpus: bool = Field(
+        default=False,
+        json_schema_extra=USERS_OWN,
+        description="Whether the container gets the machine's GPUs: for images that use them, such as "
+        "`ghcr.io/ggml-org/llama.cpp:server-cuda`, where Docker can hand them on (NVIDIA Container Toolkit).",
     )
 
 

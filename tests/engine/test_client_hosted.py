@@ -122,14 +122,17 @@ async def test_a_sign_of_life_is_enough(sign: str) -> None:
     client = Client(silence_s=1.0)
     answer = client.begin()
     request_id = await client.link.asked()
-    for sequence in range(6):
+    pieces = 0
+    for _ in range(6):
         # Longer than the patience in all, and a fraction of it each time.
         await asyncio.sleep(0.25)
-        client.port.piece(request_id, sequence, "")
         if sign == "announcement":
             client.port.announce(ALL)
-    client.port.piece(request_id, 6, "alive")
-    client.port.ended(request_id, 7, End(STOP))
+        else:
+            client.port.piece(request_id, pieces, "")
+            pieces += 1
+    client.port.piece(request_id, pieces, "alive")
+    client.port.ended(request_id, pieces + 1, End(STOP))
     assert (await answer)[0] == "alive"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
@@ -136,6 +137,35 @@ async def test_what_comes_behind_the_end_does_not_undo_it(client: Client) -> Non
         client.port.piece(request_id, sequence, "flood")
     assert (await answer)[0] == "done"
     assert client.link.cancelled == []
+
+
+async def test_too_many_pieces_at_once_are_cut_off(client: Client) -> None:
+    answer = client.begin(chat(max_tokens=10 * UNREAD_PIECES))
+    request_id = await client.link.asked()
+    for sequence in range(UNREAD_PIECES + 1):
+        client.port.piece(request_id, sequence, "x")
+    with pytest.raises(EngineError, match="cut off"):
+        await answer
+
+
+async def test_what_was_read_counts_no_more(client: Client) -> None:
+    async with aclosing(client.engine.stream(chat(max_tokens=UNREAD_CHARS))) as stream:
+        piece = asyncio.ensure_future(anext(stream))
+        request_id = await client.link.asked()
+        for sequence in range(3):
+            client.port.piece(request_id, sequence, "x" * (UNREAD_CHARS // 2 + 1))
+            assert (await piece).finish is None
+            piece = asyncio.ensure_future(anext(stream))
+        client.port.ended(request_id, 3, End(STOP))
+        assert (await piece).finish is STOP
+
+
+async def test_a_closed_engine_tells_nothing_more(client: Client) -> None:
+    await client.engine.close()
+    told: list[object] = []
+    client.engine.on_status = told.append
+    client.port.announce(replace(ALL, model="other"))
+    assert told == []
 
 
 async def test_a_whole_answer_at_once_is_no_flood(client: Client) -> None:

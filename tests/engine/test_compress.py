@@ -25,6 +25,7 @@ from nexo_lsp.engines.llama.perplexity import Perplexity
 from nexo_lsp.engines.llama.quantize import Foreseen, Kind, Origin, Outlook, kind_of
 from nexo_lsp.errors import (
     DiskFull,
+    EngineLoadFailed,
     ModelBroken,
     ModelError,
     ModelQuantizeFailed,
@@ -143,7 +144,7 @@ def test_what_is_hopeless_is_not_read_to_its_end(bench: Bench) -> None:
     bench.values |= {"q2_k": 13}
     hopeless = row(bench.compress(0.05), "q2_k")
     assert hopeless.after is None
-    assert hopeless.reason == "loses 30.0 %, seen after 100 tokens"
+    assert hopeless.reason == "loses more than 5 %, seen after 100 tokens"
 
 
 def test_what_is_a_little_too_much_is_read_to_its_end(bench: Bench) -> None:
@@ -152,7 +153,7 @@ def test_what_is_a_little_too_much_is_read_to_its_end(bench: Bench) -> None:
     close = row(bench.compress(0.05), "q2_k")
     assert close.verdict is Verdict.LOSES
     assert close.after is not None
-    assert close.reason == "loses 5.1 %"
+    assert close.reason == "loses more than 5 %"
 
 
 def test_sizes_are_looked_at_before_anything_is_written(bench: Bench) -> None:
@@ -238,6 +239,12 @@ def test_nothing_is_read_if_nothing_is_to_be_checked(bench: Bench) -> None:
     assert bench.target(Q4).exists()
 
 
+def test_a_model_too_large_to_read_can_be_written_unread(bench: Bench) -> None:
+    bench.values |= {"m-q8_0.gguf": EngineLoadFailed("It needs 15,000 MB of memory.")}
+    with pytest.raises(EngineLoadFailed, match="--no-check"):
+        bench.workshop().make(Q4, bench.target(Q4))
+
+
 def test_being_stopped_leaves_nothing(bench: Bench) -> None:
     bench.values |= {"q2_k": 13, "q4_0": ModelWorkCancelled("stopped")}
     with pytest.raises(ModelWorkCancelled):
@@ -269,7 +276,7 @@ def test_a_folder_that_cannot_be_made_is_said(bench: Bench) -> None:
 
 
 def test_percent() -> None:
-    assert percent(0.0423) == "4.2 %"
+    assert [percent(share) for share in (0.0423, 0.05, 3)] == ["4.2 %", "5 %", "300 %"]
 
 
 def test_the_tiny_model_is_made_smaller_for_real(tmp_path: Path) -> None:

@@ -309,6 +309,7 @@ async def test_closing_ends_what_runs_and_what_waits(server: ScriptedServer, mak
     with pytest.raises(EngineClosed):
         await collect(engine.stream(chat()))
     await engine.close()
+    assert asyncio.all_tasks() == {asyncio.current_task()}, "nobody looks after endpoints any more"
 
 
 async def test_urgent_requests_overtake_and_the_least_urgent_leave_a_place(
@@ -406,7 +407,20 @@ def test_addresses() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "localhost:8080", "ftp://h/v1", "https://", "https://h/v1?key=1", "https://h/#x"]
+    "url",
+    [
+        "",
+        "localhost:8080",
+        "ftp://h/v1",
+        "https://",
+        "https://h/v1?key=1",
+        "https://h/#x",
+        "http://[h",
+        "http://h:x",
+        "http://127.0.0.1\\@h/v1",
+        "http://127.0.0.1\\.h/v1",
+        "http://h h/v1",
+    ],
 )
 def test_what_is_no_address_is_named(url: str) -> None:
     with pytest.raises(SettingsError, match=r"nexo\.remote\.endpoints"):

@@ -16,7 +16,7 @@ from nexo_lsp.engines.remote.endpoint import Endpoint, RemoteOptions
 from nexo_lsp.engines.remote.engine import RemoteEngine
 from nexo_lsp.engines.remote.events import Events
 from nexo_lsp.engines.remote.prefix import Cutter, Loose, Unfenced, Verbatim
-from nexo_lsp.errors import EngineError, EngineUnavailable
+from nexo_lsp.errors import EngineCrashed, EngineError, EngineUnavailable
 from nexo_lsp.generation import ChatPrompt, FinishReason, InfillTemplate, Message, Request, Role
 
 from .requests import INFILL, chat, collect, infill
@@ -31,6 +31,7 @@ from .scripted_server import (
     ends,
     event,
     refusal,
+    says,
     sse,
 )
 
@@ -240,6 +241,18 @@ async def test_a_server_without_a_list_of_models_needs_a_name(make: Make) -> Non
             await collect(make(server, attempts=1).stream(chat()))
         await collect(make(server, model="mine").stream(chat()))
         assert server.chats[-1].body["model"] == "mine"
+
+
+async def test_an_answer_that_was_given_up_for_another_request_is_no_answer(make: Make) -> None:
+    """llama_cpp.server does that, and ends the stream as if all were well."""
+    async with ScriptedServer("me") as server:
+        server.on(CHAT, sse(says("half of"), DONE), sse(DONE), answer("whole"))
+        engine = make(server, backoff_first_s=0.01)
+        with pytest.raises(EngineCrashed, match="--interrupt_requests false"):
+            await collect(engine.stream(chat()))
+        answers = await asyncio.gather(*(collect(engine.stream(chat())) for _ in range(3)))
+        assert [text for text, _ in answers] == ["whole"] * 3
+        assert server.most_active == 1
 
 
 async def test_many_who_begin_at_once_ask_for_the_facts_once(make: Make) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nexo_lsp.engines.llama.engine import LlamaOptions
-from nexo_lsp.engines.llama.messages import FromWorker, Load, Ready, Start
+from nexo_lsp.engines.llama.messages import BadMessage, CountTokens, FromWorker, Load, Ready, Start, ToWorker
 from nexo_lsp.engines.llama.threaded import ThreadLink, spawn_in_thread
 from nexo_lsp.engines.llama.worker import Worker
 from nexo_lsp.errors import EngineClosed, EngineCrashed
@@ -109,6 +109,29 @@ async def test_a_loop_that_breaks_is_a_crash_and_the_next_request_has_another(
             async for _ in stream:
                 pass
     assert (await collect(engine.stream(chat())))[1].tokens == 40
+
+
+async def test_a_message_is_noticed_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is how a step under way is given up for it."""
+    seen: list[str] = []
+    noticed, handle = Worker.notice, Worker._handle
+
+    def notice(self: Worker, message: ToWorker | BadMessage | None) -> None:
+        seen.append("noticed")
+        noticed(self, message)
+
+    def read(self: Worker, message: ToWorker | BadMessage) -> None:
+        seen.append("read")
+        handle(self, message)
+
+    monkeypatch.setattr(Worker, "notice", notice)
+    monkeypatch.setattr(Worker, "_handle", read)
+    link = ThreadLink()
+    link.send(CountTokens(1, "x"))
+    await link.close(60)
+    assert link._ended.is_set()
+    assert seen[0] == "noticed"
+    assert sorted(seen) == ["noticed", "noticed", "read"]
 
 
 async def test_a_thread_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:

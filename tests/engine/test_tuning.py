@@ -177,6 +177,9 @@ def test_a_second_model_is_loaded_only_where_it_was_measured_to_pay(tmp_path: Pa
     small.write_bytes(b"small")
     assert draft_for(large) == small
     assert draft_for(small) is None
+    unknown = next(tmp_path / entry.file for entry in CATALOG if not entry.size)
+    unknown.write_bytes(b"of a size that nobody has told")
+    assert draft_for(unknown) is None
 
     def chosen() -> tuple[Path | None, str]:
         tuning = tuning_of(EngineSettings(), large, tmp_path)

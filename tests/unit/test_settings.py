@@ -154,6 +154,7 @@ def test_a_misspelt_variable_is_named() -> None:
         "NEXO_HOME": "/x",
         "NEXO_MODEL_DIR": "/x",
         "NEXO_MODEL_URL": "u",
+        "NEXO_MODELS_EMBEDDED": "/x",
         "NEXO_LOG": "debug",
         "HOME": "/",
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 from nexo_lsp.app import App
 from nexo_lsp.app.engine_room import kind_of
 from nexo_lsp.cli.check import Check, State
+from nexo_lsp.cli.container_checks import containers
 from nexo_lsp.cli.diagnosis import model_checks, remote_checks
 from nexo_lsp.cli.diagnosis.bounds import bounds
 from nexo_lsp.cli.diagnosis.looks import Looks
@@ -203,6 +204,7 @@ def everything(app: App, environ: Mapping[str, str], plan: Plan, looks: Looks) -
     yield from machine(app.room.environment, chosen, looks)
     yield from settings(app.resolved, app.folders)
     yield from engine(chosen, app.room.environment, plan, looks)
+    yield from containers(chosen, environ)
     yield from model_checks.models(app, environ, plan, looks)
     yield from fitted(app, plan, looks)
     yield from model_checks.folder(app, plan)

@@ -158,6 +158,8 @@ def _facts(plan: OperationPlan, engines: Sequence[EngineRow]) -> Iterator[tuple[
         yield from _labelled("points", _points(cells))
     if plan.model is not None:
         yield from _model(plan.model)
+    elif plan.own_model:
+        yield "model", plan.own_model
     if plan.context_tokens:
         yield "context", f"{plan.context_tokens:,} tokens"
     if plan.threads:

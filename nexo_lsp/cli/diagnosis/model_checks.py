@@ -125,9 +125,7 @@ def _file(store: ModelStore, path: Path, plan: ModelPlan) -> Iterator[Check]:
     elif installed is None or installed.entry is None:
         yield Check("model", _FILE, "ok", f"{path} ({size}; not of the catalogue)")
     elif installed.embedded:
-        yield Check(
-            "model", installed.name, "ok", f"{path} ({size}; came with the program: {installed.embedded})"
-        )
+        yield Check("model", _FILE, "ok", f"{path} ({size}; came with the program: {installed.embedded})")
     elif installed.verified:
         yield Check("model", _FILE, "ok", f"{path} ({size}, verified)")
     else:

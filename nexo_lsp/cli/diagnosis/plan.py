@@ -116,6 +116,8 @@ class OperationPlan:
     """The engine in a workspace that is trusted, where that is another one."""
     model: ModelPlan | None
     """None where the engine has its own."""
+    own_model: str
+    """What the engine calls its own, if that is known."""
     context_tokens: int
     threads: int
     """0 where the engine's threads are not ours."""
@@ -187,7 +189,7 @@ class _Reader:
         provider, other = now.provider, trusted.provider
         engine = provider.name if provider is not None else ""
         # Where there is no engine yet it will most likely be one that needs a file.
-        needs_file = provider is None or self._room.model_name(operation) is not None
+        needs_file = provider is None or self._room.loads_a_file(operation)
         model = self._model(operation) if needs_file else None
         threads, why = self._threads(model) if engine in _RUN_HERE else (0, "")
         return OperationPlan(
@@ -196,6 +198,7 @@ class _Reader:
             next_engines=tuple(candidate.provider.name for candidate in now.ranked[1:]),
             if_trusted=other.name if other is not None and other.name != engine else "",
             model=model,
+            own_model="" if needs_file else self._room.model_name(operation) or "",
             context_tokens=provider.capabilities().context_tokens if provider is not None else 0,
             threads=threads,
             threads_why=why,

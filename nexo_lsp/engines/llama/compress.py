@@ -24,7 +24,7 @@ from nexo_lsp.engines.llama.quantize import (
     sizes,
     write,
 )
-from nexo_lsp.errors import ModelBroken, ModelQuantizeFailed, UsageError
+from nexo_lsp.errors import EngineLoadFailed, ModelBroken, ModelQuantizeFailed, UsageError
 
 _BROKEN_RATIO = 3.0
 """A file whose perplexity is so many times that of the model that it was made of is no use to anybody.
@@ -92,12 +92,12 @@ class Verdict(StrEnum):
     """What became of one kind."""
 
     CHOSEN = "chosen"
-    LOSES = "loses too much"
+    LOSES = "loses"
     BROKEN = "broken"
-    SAME = "the same as another"
-    TOO_LARGE = "too large"
-    NO_SMALLER = "no smaller"
-    UNTRIED = "not needed"
+    SAME = "same"
+    TOO_LARGE = "too-large"
+    NO_SMALLER = "no-smaller"
+    UNTRIED = "untried"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class Workshop:
             raise ModelQuantizeFailed(f"This build of llama.cpp cannot write {kind.name}.")
         (wanted,) = outlook.kinds
         require_room(wanted, target.parent, self._rules.disk_free)
-        before = self._read(self._model, self._model.name) if self._rules.check else None
+        before = self._read_model() if self._rules.check else None
         with new_file(target, force=self._rules.force) as file:
             seconds = self._write(wanted, file)
             size = file.partial.stat().st_size
@@ -222,19 +222,27 @@ class Workshop:
             size = file.partial.stat().st_size
             after = self._judged(file, kind, before, watch)
         except _Hopeless as stop:
-            reason = f"loses {percent(stop.so_far.share)}, seen after {stop.tokens} tokens"
+            reason = f"loses more than {percent(bounds.max_loss)}, seen after {stop.tokens:,} tokens"
             return Tried(kind, size, Verdict.LOSES, reason, loss=stop.so_far), seconds
         except (ModelQuantizeFailed, ModelBroken) as error:
             return Tried(kind, size, Verdict.BROKEN, str(error)), seconds
         lost = loss(before, after)
         if lost.share > bounds.max_loss:
-            return Tried(kind, size, Verdict.LOSES, f"loses {percent(lost.share)}", after, lost), seconds
+            reason = f"loses more than {percent(bounds.max_loss)}"
+            return Tried(kind, size, Verdict.LOSES, reason, after, lost), seconds
         reason = f"the smallest that loses at most {percent(bounds.max_loss)}"
         return Tried(kind, size, Verdict.CHOSEN, reason, after, lost), seconds
 
     def _foresee(self, kinds: Sequence[Kind]) -> Outlook:
         self._tell(f"looking into {self._model.name}", 0)
         return foresee(self._model, kinds, self._cancel)
+
+    def _read_model(self) -> Perplexity:
+        try:
+            return self._read(self._model, self._model.name)
+        except EngineLoadFailed as error:
+            # To write a file takes little memory, to read with a large model much.
+            raise EngineLoadFailed(f"{error} With --no-check the file is written unread.") from error
 
     def _write(self, wanted: Foreseen, file: NewFile) -> float:
         began = time.monotonic()
@@ -317,4 +325,4 @@ def _sorted_out(origin: Origin, kinds: Sequence[Foreseen], bounds: Bounds) -> It
 
 def percent(share: float) -> str:
     """A share for people: `4.2 %`."""
-    return f"{100 * share:.1f} %"
+    return f"{round(100 * share, 1):g} %"

@@ -38,7 +38,6 @@ KINDS = (
     Kind("q2_k", "for want of any other way: much is lost"),
     Kind("q3_k_s", "very small"),
     Kind("q3_k_m", "very small"),
-    Kind("iq4_xs", "small, slower on a processor"),
     Kind("q4_0", "small, quick on a processor"),
     Kind("q4_k_s", "small"),
     Kind("q4_k_m", "the usual choice"),

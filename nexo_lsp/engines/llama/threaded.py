@@ -14,11 +14,13 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nexo_lsp.engines.llama.messages import FromWorker, Load, Shutdown, ToWorker
 from nexo_lsp.engines.llama.process import Hosted
-from nexo_lsp.engines.llama.worker import Worker
+
+if TYPE_CHECKING:
+    from nexo_lsp.engines.llama.worker import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +29,15 @@ _NAME: Final = "nexo-engine"
 
 async def spawn_in_thread(_wish: Load) -> Hosted:
     """A `Spawn` that starts a worker in a thread."""
+    # What the worker needs takes a while to be read from disk, and a server starts without it.
+    await asyncio.to_thread(_worker_class)
     return Hosted(ThreadLink(), shared=False, reason="there are no processes here, so it runs in a thread")
+
+
+def _worker_class() -> type[Worker]:
+    from nexo_lsp.engines.llama.worker import Worker
+
+    return Worker
 
 
 class ThreadLink:
@@ -41,7 +51,7 @@ class ThreadLink:
         self._outbox: asyncio.Queue[FromWorker | None] = asyncio.Queue()
         self._ended = asyncio.Event()
         self._over = False
-        self._worker = Worker(self._receive, self._say)
+        self._worker = _worker_class()(self._receive, self._say)
         # A daemon: native code that never comes back must not keep the interpreter from ending.
         self._thread = threading.Thread(target=self._run, name=_NAME, daemon=True)
         self._thread.start()

@@ -94,11 +94,16 @@ class TuningFile:
 
 def key_of(model: Path) -> str:
     """What figures depend on: the file, the build, and how many processors there are."""
+    return f"{identity(model)}, llama-cpp-python {_build()}, {processors()} processors"
+
+
+@cache
+def _build() -> str:
+    # Looked up once: it is found by parsing a file of some hundred lines.
     try:
-        build = importlib.metadata.version("llama-cpp-python")
+        return importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:
-        build = "?"
-    return f"{identity(model)}, llama-cpp-python {build}, {processors()} processors"
+        return "?"
 
 
 def identity(model: Path) -> str:

@@ -12,7 +12,6 @@ from nexo_lsp.engines.remote.dialect import (
     InfillWay,
     PrefillWay,
     SchemaWay,
-    knows_gaps,
     template_for,
 )
 from nexo_lsp.generation import ChatPrompt, InfillPrompt, InfillTemplate, Request, Role
@@ -33,11 +32,9 @@ class Manner:
     """Without what only some know: seed, usage, and `max_tokens` under its newer name."""
 
     @staticmethod
-    def first(dialect: Dialect, model: str) -> Manner:
+    def first(dialect: Dialect) -> Manner:
         """The ways that are tried first."""
-        infill = dialect.infill[0]
-        hopeless = infill is InfillWay.TEMPLATE and not knows_gaps(model)
-        return Manner(dialect.schema[0], dialect.prefill[0], None if hopeless else infill)
+        return Manner(dialect.schema[0], dialect.prefill[0], next(iter(dialect.infill), None))
 
     def weaker(self, dialect: Dialect, request: Request) -> Manner | None:
         """What to try when a server did not take `request` in this manner; None: there is no other."""
@@ -67,6 +64,8 @@ def chat(request: Request, prompt: ChatPrompt, manner: Manner, dialect: Dialect,
     """The request for an answer in a conversation."""
     messages = [{"role": message.role.value, "content": message.content} for message in prompt.messages]
     body = _common(request, manner, dialect, model, request.stop)
+    if dialect.template_words and not manner.plain:
+        body["chat_template_kwargs"] = {"enable_thinking": False}
     if request.json_schema is not None:
         _hold_to_schema(body, messages, json.loads(request.json_schema), manner.schema)
     if prompt.answer_prefix:

@@ -15,11 +15,19 @@ from nexo_lsp.engines.llama.text_stream import TextStream
 from nexo_lsp.engines.remote import asking
 from nexo_lsp.engines.remote.answering import Account
 from nexo_lsp.engines.remote.asking import Asked, Manner
-from nexo_lsp.engines.remote.dialect import PrefillWay, SchemaWay
+from nexo_lsp.engines.remote.dialect import PrefillWay
 from nexo_lsp.engines.remote.events import Events, TooLong
 from nexo_lsp.engines.remote.patience import Patience
 from nexo_lsp.engines.remote.prefix import Cutter, Loose, Unchanged, Unfenced, Verbatim
-from nexo_lsp.engines.remote.refusals import Again, Failed, ended_early, in_stream, sentence, unusable
+from nexo_lsp.engines.remote.refusals import (
+    Again,
+    Failed,
+    ended_early,
+    in_stream,
+    interrupted,
+    sentence,
+    unusable,
+)
 from nexo_lsp.engines.remote.server import Facts, Server
 from nexo_lsp.engines.remote.shapes import as_object
 from nexo_lsp.errors import EngineError, EngineUnavailable
@@ -39,7 +47,7 @@ async def attempt(
 ) -> AsyncGenerator[Piece, None]:
     """Ask `server`, in the ways that it takes. Raises `Failed` and `OutOfTime`."""
     facts = await patience.wait(server.learn())
-    begun = manner = server.manner or Manner.first(facts.dialect, facts.model)
+    begun = manner = server.manner or Manner.first(facts.dialect)
     first: Failed | None = None
     while True:
         asked = _asked(request, manner, facts)
@@ -101,6 +109,7 @@ async def _answer(
     host = server.address.host
     account, cutter, text = Account(), _cutter(request, manner), TextStream(request.stop)
     finish: FinishReason | None = None
+    rest = ""
     async with AsyncExitStack() as stack:
         response = await patience.wait(stack.enter_async_context(server.ask(asked)))
         events = await stack.enter_async_context(aclosing(_events(response, host)))
@@ -109,6 +118,8 @@ async def _answer(
             if event is None:
                 raise ended_early(host)
             if event is _END:
+                if server.cut_short():
+                    raise interrupted(host)
                 finish = FinishReason.STOP
                 break
             if event.get("error"):
@@ -118,19 +129,17 @@ async def _answer(
             finish = part.finish
             if text.stopped:
                 # Leaving closes the connection, which is what ends the server's work.
-                yield Piece(shown, account.tokens, FinishReason.STOP, account.usage(queue_s))
-                return
-            if finish is None and account.tokens >= request.max_tokens + _SPARE_TOKENS:
-                finish = FinishReason.LENGTH
+                rest, finish = shown, FinishReason.STOP
                 break
             if shown:
                 yield Piece(shown, account.tokens)
+            if finish is None and account.tokens >= request.max_tokens + _SPARE_TOKENS:
+                finish = FinishReason.LENGTH
+                break
         else:
             await _read_account(events, account)
-    rest = text.feed(cutter.finish().encode()) + text.finish()
-    if text.stopped:
-        finish = FinishReason.STOP
-    yield Piece(rest, account.tokens, finish, account.usage(queue_s))
+    rest += text.feed(cutter.finish().encode()) + text.finish()
+    yield Piece(rest, account.tokens, FinishReason.STOP if text.stopped else finish, account.usage(queue_s))
 
 
 def _cutter(request: Request, manner: Manner) -> Cutter:
@@ -139,8 +148,8 @@ def _cutter(request: Request, manner: Manner) -> Cutter:
     prefix = request.prompt.answer_prefix
     if prefix:
         return Loose(prefix) if manner.prefill is PrefillWay.WORDS else Verbatim(prefix)
-    worded = request.json_schema is not None and manner.schema is SchemaWay.WORDS
-    return Unfenced() if worded else Unchanged()
+    # Also where a grammar holds the answer: some servers' grammars let a block of Markdown stand around it.
+    return Unfenced() if request.json_schema is not None else Unchanged()
 
 
 _END: Mapping[str, Any] = {}
@@ -157,10 +166,7 @@ async def _events(response: httpx.Response, host: str) -> AsyncGenerator[Mapping
     try:
         async for chunk in response.aiter_bytes():
             for data in events.feed(chunk):
-                if data.strip() == _DONE:
-                    yield _END
-                    return
-                yield _parsed(data, host)
+                yield _END if data.strip() == _DONE else _parsed(data, host)
         for data in events.finish():
             yield _END if data.strip() == _DONE else _parsed(data, host)
     except TooLong as error:
@@ -178,7 +184,10 @@ def _parsed(data: str, host: str) -> Mapping[str, Any]:
 
 
 async def _read_account(events: AsyncIterator[Mapping[str, Any]], account: Account) -> None:
-    """What an answer cost comes behind its end; without it the answer is as good."""
+    """What an answer cost comes behind its end; without it the answer is as good.
+
+    A stream that is read to its very end leaves a connection that can be used again.
+    """
     try:
         async with asyncio.timeout(_AFTER_END_S):
             async for event in events:

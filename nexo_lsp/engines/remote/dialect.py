@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -73,6 +73,8 @@ class Dialect:
     """Whether `logit_bias` takes texts."""
     most_stops: int = 4
     """How many stop strings it takes; OpenAI's own limit is 4."""
+    template_words: bool = False
+    """Whether it takes words for the chat template: those that switch thinking off."""
     llama: bool = False
     """Whether it takes llama.cpp's own sampling parameters."""
 
@@ -89,12 +91,14 @@ DIALECTS: Mapping[Kind, Dialect] = {
         health="/health",
         bias_texts=True,
         most_stops=64,
+        template_words=True,
         llama=True,
     ),
     Kind.LLAMA_PYTHON: Dialect(
         # It refuses `json_schema` with status 500.
         schema=(SchemaWay.JSON_OBJECT, SchemaWay.WORDS),
-        infill=(InfillWay.SUFFIX, InfillWay.TEMPLATE),
+        # What it makes of a suffix is worse than what the models' own tokens give.
+        infill=(InfillWay.TEMPLATE, InfillWay.SUFFIX),
         counting=Counting.LLAMA_PYTHON,
         most_stops=64,
     ),
@@ -104,12 +108,14 @@ DIALECTS: Mapping[Kind, Dialect] = {
         counting=Counting.VLLM,
         health="/health",
         most_stops=64,
+        template_words=True,
     ),
     Kind.SGLANG: Dialect(
         schema=(SchemaWay.RESPONSE_FORMAT, SchemaWay.WORDS),
         prefill=_CONTINUING,
         health="/health",
         most_stops=64,
+        template_words=True,
     ),
     Kind.OLLAMA: Dialect(
         schema=(SchemaWay.RESPONSE_FORMAT, SchemaWay.WORDS),
@@ -188,9 +194,13 @@ def template_for(model: str, asked: InfillTemplate) -> InfillTemplate | None:
     return None
 
 
-def knows_gaps(model: str) -> bool:
-    """Whether the model is of a family whose tokens for fill-in-the-middle are known."""
-    return any(pattern.search(model) for pattern, _ in _FAMILIES)
+def dialect_for(kind: Kind, model: str) -> Dialect:
+    """How a server of `kind` is asked; with a model's own tokens for gaps only where those are known."""
+    dialect = DIALECTS[kind]
+    known = any(pattern.search(model) for pattern, _ in _FAMILIES)
+    return replace(
+        dialect, infill=tuple(way for way in dialect.infill if known or way is not InfillWay.TEMPLATE)
+    )
 
 
 def _tokens(template: InfillTemplate) -> set[str]:

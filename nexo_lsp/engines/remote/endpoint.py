@@ -6,11 +6,11 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import httpx
+from urllib.parse import urlsplit
 
 from nexo_lsp.errors import SettingsError
 
+_HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+")
 _VERSIONED = re.compile(r"/v\d+[a-z0-9]*$")
 
 
@@ -67,33 +67,33 @@ class Address:
     def of(url: str) -> Address:
         """Take `url` apart. Raises `SettingsError` for what is no address of a web server."""
         try:
-            parsed = httpx.URL(url.strip())
-        except httpx.InvalidURL as error:
-            raise SettingsError(f"nexo.remote.endpoints: {_shown(url)} is not a web address.") from error
-        if parsed.userinfo:
+            parts = urlsplit(url.strip())
+            host, port = parts.hostname or "", parts.port
+        except ValueError as error:
+            raise _wrong(url, "is not a web address") from error
+        if "@" in parts.netloc:
             raise SettingsError(
-                f"nexo.remote.endpoints: the address of {parsed.host} has a user or a password inside; take "
+                f"nexo.remote.endpoints: the address of {host or '?'} has a user or a password inside; take "
                 "it out. Keys come from the variable NEXO_REMOTE_API_KEY or from `nexo-lsp remote login`."
             )
-        if parsed.scheme not in {"http", "https"} or not parsed.host:
+        if parts.scheme not in {"http", "https"} or not _HOST.fullmatch(host):
+            raise _wrong(url, "is not a web address (`https://host/v1`)")
+        if parts.query or parts.fragment or "?" in url or "#" in url:
             raise SettingsError(
-                f"nexo.remote.endpoints: {_shown(url)} is not a web address (`https://host/v1`)."
+                f"nexo.remote.endpoints: the address of {host} has a `?` or a `#`; leave out what follows."
             )
-        if parsed.query or parsed.fragment:
-            raise SettingsError(
-                f"nexo.remote.endpoints: the address of {parsed.host} has a `?` or a `#`; leave out what "
-                "follows."
-            )
-        path = parsed.path.rstrip("/")
-        origin = f"{parsed.scheme}://{parsed.netloc.decode('ascii')}"
+        path = parts.path.rstrip("/")
+        shown = (f"[{host}]" if ":" in host else host) + (f":{port}" if port is not None else "")
+        # Put together again from its parts, so that nobody else can read it in another way.
+        origin = f"{parts.scheme}://{shown}"
         bare = _VERSIONED.sub("", path)
         api = path if bare != path else f"{path}/v1"
         return Address(
             root=origin + bare,
             api=origin + api,
-            host=parsed.netloc.decode("ascii"),
-            loopback=is_loopback(parsed.host),
-            encrypted=parsed.scheme == "https",
+            host=shown,
+            loopback=is_loopback(host),
+            encrypted=parts.scheme == "https",
         )
 
 
@@ -107,7 +107,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _shown(url: str) -> str:
+def _wrong(url: str, why: str) -> SettingsError:
     # What is no address may be a key that was put into the wrong setting.
     text = url.strip()
-    return f"`{text[:12]}…`" if len(text) > 12 else f"`{text}`"
+    shown = f"`{text[:12]}…`" if len(text) > 12 else f"`{text}`"
+    return SettingsError(f"nexo.remote.endpoints: {shown} {why}.")

@@ -75,7 +75,7 @@ class RemoteEngine:
         self._offload = offload
         self._trust: ssl.SSLContext | None = None
         self._servers = tuple(Server(endpoint, self.options, self._new_client) for endpoint in endpoints)
-        self._places = Places(self._servers, self.options.parallel)
+        self._places = Places(self._servers)
         self._waits = Waits()
         self._watch = Watch(self._servers, self.options.health_s, _IDLE_S, self._looked)
         self._speed: float | None = None
@@ -113,7 +113,9 @@ class RemoteEngine:
     async def count_tokens(self, text: str) -> int:
         """How many tokens `text` is there; about how many (counted high) where no server counts."""
         patience = Patience(self._waits, None)
-        for server in sorted(self._servers, key=lambda server: not server.well):
+        for server in self._servers:
+            if not server.well:
+                continue
             try:
                 count = await patience.wait(server.count(text))
             except Failed as failure:
@@ -129,7 +131,8 @@ class RemoteEngine:
         begun = loop.time()
         patience = Patience(self._waits, None if request.deadline_s is None else begun + request.deadline_s)
         tokens = 0
-        self._watch.used()
+        if not self._waits.closed:
+            self._watch.used()
         try:
             async with aclosing(self._tries(request, patience)) as pieces:
                 async for piece in pieces:

@@ -26,9 +26,8 @@ class Places:
     somebody who types would wait for a review to end.
     """
 
-    def __init__(self, servers: Sequence[Server], parallel: int) -> None:
+    def __init__(self, servers: Sequence[Server]) -> None:
         self._servers = servers
-        self._parallel = parallel
         self._waiters: list[_Waiter] = []
         self._orders = itertools.count()
 
@@ -71,12 +70,11 @@ class Places:
                 waiter.granted.set_result(server)
 
     def _best(self, waiter: _Waiter) -> Server | None:
-        spared = 1 if waiter.priority is Priority.BACKGROUND and self._parallel > 1 else 0
-        free = [
-            server
-            for server in self._servers
-            if server not in waiter.avoid and server.running < self._parallel - spared
-        ]
+        def has_room(server: Server) -> bool:
+            spared = 1 if waiter.priority is Priority.BACKGROUND and server.places > 1 else 0
+            return server not in waiter.avoid and server.running < server.places - spared
+
+        free = [server for server in self._servers if has_room(server)]
         # An endpoint that failed is asked only when no other has a place; among equals, the user's order.
         well = [server for server in free if server.well]
         if not well:

@@ -41,7 +41,7 @@ class Unchanged:
 
 
 class Unfenced:
-    """For JSON that was asked for in words: models put it into a block of Markdown."""
+    """For JSON: models put it into a block of Markdown."""
 
     def __init__(self) -> None:
         self._held = ""

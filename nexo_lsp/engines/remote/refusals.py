@@ -98,6 +98,12 @@ def ended_early(host: str) -> Failed:
     return Failed(EngineUnavailable(f"{host} ended its answer in the middle."), Again.HERE)
 
 
+def interrupted(host: str) -> Failed:
+    """llama_cpp.server gives an answer up when another request comes, unless it was told not to."""
+    hint = "started with `--interrupt_requests false` it does not"
+    return Failed(EngineUnavailable(f"{host} gave an answer up for another request; {hint}."), Again.HERE)
+
+
 def refused(host: str, response: httpx.Response, body: bytes, key: str | None) -> Failed:
     """What an HTTP status other than success means."""
     status = response.status_code

@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 
 from nexo_lsp.engines.remote.asking import Asked, Manner
-from nexo_lsp.engines.remote.dialect import DIALECTS, Counting, Dialect, Kind, context_of, kind_of, listed
+from nexo_lsp.engines.remote.dialect import Counting, Dialect, Kind, context_of, dialect_for, kind_of, listed
 from nexo_lsp.engines.remote.endpoint import Address, Endpoint, RemoteOptions
-from nexo_lsp.engines.remote.refusals import Failed, refused, silent, unreachable, unusable
+from nexo_lsp.engines.remote.refusals import KEY_HINT, Failed, refused, silent, unreachable, unusable
 from nexo_lsp.engines.remote.shapes import as_count, as_list, as_object
-from nexo_lsp.errors import EngineUnavailable, SettingsError
+from nexo_lsp.errors import EngineUnavailable
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Facts:
     @property
     def dialect(self) -> Dialect:
         """How it is asked."""
-        return DIALECTS[self.kind]
+        return dialect_for(self.kind, self.model)
 
 
 class Server:
@@ -68,6 +68,8 @@ class Server:
         self.rests_until = 0.0
         self.problem = ""
         """Why it failed last; empty while it is well."""
+        self.places = options.parallel
+        """How many requests it gets at once."""
         self.facts: Facts | None = None
         self.manner: Manner | None = None
         self._options = options
@@ -104,17 +106,27 @@ class Server:
         # Another program, or another model, may answer when it is back.
         self.facts = self.manner = None
 
+    def cut_short(self) -> bool:
+        """An answer ended without a reason: whether it was given up for another request.
+
+        Then the server gets one request at a time from now on.
+        """
+        if self.facts is None or self.facts.kind is not Kind.LLAMA_PYTHON:
+            return False
+        self.places = 1
+        return True
+
     async def learn(self) -> Facts:
         """What it says about itself; asked once. Raises `Failed`."""
         async with self._learning:
             if self.facts is None:
                 self.facts = await self._learn()
-                self.manner = Manner.first(self.facts.dialect, self.facts.model)
+                self.manner = Manner.first(self.facts.dialect)
                 _log.info("%s is %s with %s", self.address.host, self.facts.kind, self.facts.model or "?")
             return self.facts
 
     async def check(self) -> bool:
-        """Whether it can answer, by the cheapest question that it has; never raises `Failed`."""
+        """Whether it can answer, by the cheapest question that it has; raises nothing."""
         path = self.facts.dialect.health if self.facts is not None else ""
         url = self.address.root + path if path else f"{self.address.api}/models"
         try:
@@ -122,6 +134,10 @@ class Server:
                 await _whole(response)
         except Failed as failure:
             self.failed(failure)
+            return False
+        except EngineUnavailable as error:
+            # Its client cannot be made at all; the next request says why.
+            _log.info("%s is not looked after: %s", self.address.host, error)
             return False
         self.succeeded()
         return True
@@ -217,7 +233,7 @@ class Server:
             raise silent(host, silence_s) from error
         except httpx.TransportError as error:
             raise unreachable(host, error, options.connect_timeout_s) from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise unusable(host, type(error).__name__) from error
         finally:
             if response is not None:
@@ -238,7 +254,7 @@ def no_trust() -> ssl.SSLContext:
 def trust(options: RemoteOptions) -> ssl.SSLContext:
     """Whom to believe: httpx's certificates, the system's, and those of the settings. Reads files.
 
-    Raises `SettingsError` where the file of the settings has none.
+    Raises `EngineUnavailable` where the file of the settings has none.
     """
     context = httpx.create_ssl_context()
     # The system's count beside httpx's own: companies put theirs there.
@@ -247,7 +263,7 @@ def trust(options: RemoteOptions) -> ssl.SSLContext:
         try:
             context.load_verify_locations(options.ca_file)
         except (OSError, ssl.SSLError) as error:
-            raise SettingsError(
+            raise EngineUnavailable(
                 f"nexo.remote.caFile: {options.ca_file} holds no certificates that can be read ({error})."
             ) from error
     return context
@@ -256,11 +272,17 @@ def trust(options: RemoteOptions) -> ssl.SSLContext:
 def new_client(server: Server, options: RemoteOptions, context: ssl.SSLContext) -> httpx.AsyncClient:
     """An HTTP client of one endpoint: its key goes nowhere else, and no redirect is followed.
 
-    Raises `EngineUnavailable` where the environment names a proxy of a kind that httpx cannot use here.
+    Raises `EngineUnavailable` where the environment names a proxy of a kind that httpx cannot use here, and
+    for what cannot be a key.
     """
+    key = server.key or ""
+    if not (key.isascii() and key.isprintable()):
+        raise EngineUnavailable(
+            f"The key of {server.address.host} has characters that no key has; {KEY_HINT}."
+        )
     try:
         return httpx.AsyncClient(
-            headers={"authorization": f"Bearer {server.key}"} if server.key else {},
+            headers={"authorization": f"Bearer {key}"} if key else {},
             verify=context,
             # A proxy would see what is said on this machine.
             trust_env=options.proxies and not server.address.loopback,

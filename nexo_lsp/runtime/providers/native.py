@@ -163,7 +163,9 @@ def draft_for(model: Path) -> Path | None:
     own = next((entry for entry in builtin() if entry.file == model.name), None)
     if own is None:
         return None
-    kin = [entry for entry in builtin() if entry.family == own.family and entry.size <= own.size * _SMALLER]
+    kin = [
+        entry for entry in builtin() if entry.family == own.family and 0 < entry.size <= own.size * _SMALLER
+    ]
     found = [path for entry in kin if (path := model.with_name(entry.file)).is_file()]
     return min(found, key=lambda path: path.stat().st_size, default=None)
 

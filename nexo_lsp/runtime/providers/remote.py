@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from nexo_lsp.engines.engine import Engine
+from nexo_lsp.engines.remote.endpoint import Address, Endpoint, RemoteOptions
+from nexo_lsp.errors import SettingsError
 from nexo_lsp.folders import expanded
 from nexo_lsp.generation import Capabilities, EngineStatus
 from nexo_lsp.runtime.keys import Keys
 from nexo_lsp.runtime.providers.provider import Availability, Traits
 from nexo_lsp.safety.redaction import INSTALL_HINT, is_installed
 from nexo_lsp.settings import RemoteSettings
-
-if TYPE_CHECKING:
-    from nexo_lsp.engines.remote.endpoint import RemoteOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +44,15 @@ class RemoteProvider:
             return Availability(False, "off; nexo.remote.enabled turns it on, in your own settings")
         if not settings.endpoints:
             return Availability(False, "no server is named; nexo.remote.endpoints does, in your own settings")
+        try:
+            hosts = [Address.of(url).host for url in settings.endpoints]
+        except SettingsError as error:
+            return Availability(False, str(error).rstrip("."))
         if not self.trusted():
             return Availability(False, "this workspace is not trusted, so nothing of it is sent anywhere")
         if not self.installed():
             return Availability(False, INSTALL_HINT.rstrip("."))
-        return Availability(True, f"on, with {', '.join(map(_host, settings.endpoints))}")
+        return Availability(True, f"on, with {', '.join(hosts)}")
 
     def capabilities(self) -> Capabilities:
         """What most servers can do; the engine finds out about these."""
@@ -65,8 +65,7 @@ class RemoteProvider:
 
     def create_engine(self, on_status: Callable[[EngineStatus], None]) -> Engine:
         """A `RemoteEngine` that gets no secrets. Raises `SettingsError` for a wrong address."""
-        # Their HTTP library takes a while to be read from disk, and a server starts without it.
-        from nexo_lsp.engines.remote.endpoint import Endpoint
+        # Its HTTP library takes a while to be read from disk, and a server starts without it.
         from nexo_lsp.engines.remote.engine import RemoteEngine
         from nexo_lsp.runtime.redacting import Redacting
 
@@ -90,8 +89,6 @@ class RemoteProvider:
 
 def options_of(settings: RemoteSettings) -> RemoteOptions:
     """How the settings want servers to be asked."""
-    from nexo_lsp.engines.remote.endpoint import RemoteOptions
-
     return RemoteOptions(
         model=settings.model,
         context_tokens=settings.context_tokens,
@@ -105,21 +102,6 @@ def options_of(settings: RemoteSettings) -> RemoteOptions:
 def _is_here(url: str) -> bool:
     """Whether `url` is on this machine by its very name."""
     try:
-        host = urlsplit(url.strip()).hostname or ""
-    except ValueError:
+        return Address.of(url).loopback
+    except SettingsError:
         return False
-    if host.rstrip(".") == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _host(url: str) -> str:
-    """The host for people, without anything else that an address may hold."""
-    try:
-        parts = urlsplit(url.strip())
-        return (parts.hostname or "?") + (f":{parts.port}" if parts.port else "")
-    except ValueError:
-        return "?"

@@ -93,7 +93,7 @@ def test_all_of_it_as_data(home: Path) -> None:
     assert data["environment"]["simd"] == ["avx2", "fma"]
     assert data["environment"]["gpus"][0]["backend"] == "vulkan"
     engines = {engine["name"]: engine for engine in data["engines"]}
-    assert list(engines) == ["native", "mobile", "client-hosted", "remote", "mock"]
+    assert list(engines) == ["native", "mobile", "client-hosted", "docker", "remote", "mock"]
     cell = engines["native"]["operations"]["completion"]
     assert (cell["chosen"], cell["points"] > 100) == (True, True)
     assert engines["mock"]["operations"]["review"]["points"] is None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nexo_lsp.cli.diagnosis.looks import Looks
+from nexo_lsp.models.store import ModelStore
 from tests.conftest import IN_CI
 from tests.engine.tiny_gguf import write_tiny_model
 from tests.unit.cli.doctors import (
@@ -23,6 +24,8 @@ from tests.unit.cli.doctors import (
 from tests.unit.models.faults import read_only, small_disk
 from tests.unit.runtime.machines import ENVIRONMENTS
 
+# A GGUF file of version 3 without keys and tensors: enough to be one.
+HEAD = b"GGUF" + (3).to_bytes(4, "little") + bytes(16)
 PULL = f"nexo-lsp models pull {default_entry().name}"
 
 
@@ -250,6 +253,24 @@ def test_what_the_folder_of_models_holds(home: Path) -> None:
     found = checks(report(home, NEXO_MODELS_CACHE_LIMIT_GB="0.5"))
     assert (found["size"].state, "nexo.models.cacheLimitGb" in found["size"].value) == ("warning", True)
     assert (found["unused"].mend, "200 MB" in found["unused"].value) == ("nexo-lsp models prune", True)
+
+
+def test_a_model_that_came_with_the_program(home: Path) -> None:
+    shipped = put_model(home / "shipped", head=HEAD)
+    found = report(home, NEXO_MODELS_EMBEDDED=str(shipped.parent))
+    file = checks(found)["model file"]
+    assert (file.state, file.mend) == ("ok", "")
+    assert f"{shipped} (491 MB; came with the program: NEXO_MODELS_EMBEDDED)" in file.value
+    assert "came along" in checks(found)
+
+
+def test_a_model_that_is_pinned(home: Path) -> None:
+    put_model(home, head=HEAD, digest=default_entry().sha256)
+    store = ModelStore(home / "models", {})
+    store.versions.pin(default_entry())
+    pinned = checks(report(home))["pinned"].value
+    assert f"{default_entry().name}@{default_entry().sha256[:8]}" in pinned
+    assert "nexo-lsp models unpin" in pinned
 
 
 def test_a_slow_python_is_told(home: Path) -> None:

@@ -8,6 +8,7 @@ from importlib import resources
 import pytest
 
 from nexo_lsp.context.prompts import Prompts, quotable_lines, template_of_tokens
+from nexo_lsp.errors import EngineUnavailable
 from nexo_lsp.generation import Role
 from nexo_lsp.models.catalog import CATALOG
 from nexo_lsp.syntax.languages import language_for
@@ -54,7 +55,7 @@ def test_a_quote_can_only_be_a_line_of_the_code() -> None:
 
 @pytest.mark.parametrize("family", ["qwen2.5-coder", "unknown"])
 def test_the_suffix_comes_first(family: str) -> None:
-    parts = Prompts().infill(family, "a", "b").template.parts
+    parts = Prompts().infill("a", "b", family).template.parts
     assert parts.index("{suffix}") < parts.index("{prefix}")
 
 
@@ -116,12 +117,13 @@ def test_the_file_is_believed_where_its_tokens_are_not_the_familys() -> None:
     assert prompts.infill_template("devstral", own) is None, "tokens alone do not make it able to"
 
 
-def test_the_model_at_hand_decides_where_no_family_is_asked_for() -> None:
+def test_a_gap_is_written_as_the_model_wants_it() -> None:
     prompts = Prompts()
-    before = prompts.infill("", "a", "b").template
-    assert before == prompts.infill_template("qwen2.5-coder")
-    prompts.model_template = prompts.infill_template("starcoder2")
-    assert prompts.infill("", "a", "b").template.parts[0] == "<fim_prefix>"
+    assert prompts.infill("a", "b").template == prompts.infill_template("qwen2.5-coder")
+    assert prompts.infill("a", "b", "starcoder2").template.parts[0] == "<fim_prefix>"
+    assert prompts.infill("a", "b", "", ("<P>", "<S>", "<M>")).template.parts[0] == "<P>"
+    with pytest.raises(EngineUnavailable, match=r"nexo\.completion\.model"):
+        prompts.infill("a", "b", "devstral")
 
 
 def test_a_conversation_ends_with_the_user() -> None:

@@ -39,9 +39,19 @@ class FaultyServer:
     gate: threading.Event = field(default_factory=threading.Event)
     sent: threading.Event = field(default_factory=threading.Event)
     """Set when what comes before a hold was sent."""
+    announced: str = ""
+    """The SHA-256 that is told of every file to those who ask for its head, as the Hub does."""
     requests: list[str] = field(default_factory=list[str])
     """Paths of files that were asked for."""
     url: str = ""
+
+    def announce(self, handler: BaseHTTPRequestHandler) -> None:
+        body = self.files.get(handler.path)
+        handler.send_response(200 if body is not None else 404)
+        handler.send_header("Content-Length", str(len(body or b"")))
+        handler.send_header("X-Linked-Size", str(len(body or b"")))
+        handler.send_header("X-Linked-ETag", f'"{self.announced}"')
+        handler.end_headers()
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         if (page := self.pages.get(handler.path)) is not None:
@@ -104,6 +114,9 @@ def served() -> Generator[FaultyServer, None, None]:
         def do_GET(self) -> None:
             faulty.answer(self)
 
+        def do_HEAD(self) -> None:
+            faulty.announce(self)
+
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
             pass
 
@@ -157,6 +170,7 @@ _PULL = """
 import json, os, signal, sys
 from pathlib import Path
 from nexo_lsp.models.catalog import CatalogEntry, MirrorPart
+from nexo_lsp.models.references import is_reference
 from nexo_lsp.models.store import ModelStore
 
 values = json.loads(sys.argv[2])
@@ -171,7 +185,8 @@ def report(at):
         sign, todo = todo, ""
         os.kill(os.getpid(), getattr(signal, sign))
 
-print(ModelStore(Path(sys.argv[1]), os.environ, catalog=(entry,)).pull(entry.name, report), flush=True)
+catalog = () if is_reference(entry.name) else (entry,)
+print(ModelStore(Path(sys.argv[1]), os.environ, catalog=catalog).pull(entry.name, report), flush=True)
 """
 
 

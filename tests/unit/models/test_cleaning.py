@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import pytest
 from nexo_lsp.errors import DiskFull, ModelError, ModelMissing
 from nexo_lsp.folders import UNPACKED
 from nexo_lsp.models.catalog import CatalogEntry
+from nexo_lsp.models.cleaning import Waste
+from nexo_lsp.models.embedded import EmbeddedModels, Place
 from nexo_lsp.models.leases import used_file
 from nexo_lsp.models.record import record_file
 from nexo_lsp.models.store import ModelStore
@@ -135,7 +138,10 @@ def test_prune_names_what_nothing_uses_and_removes_just_that(store: ModelStore, 
     (later.folder / "gone.gguf.checked").write_bytes(b"{}")
     (later.folder / "gone.gguf.used").write_bytes(b"")
     (later.folder / "gone.gguf.lock").write_bytes(b"")
-    (later.folder / "versions.json.0123abcd.new").write_bytes(b"{")
+    for name, age_s in (("versions.json.0123abcd.new", 3600), ("b.gguf.checked.0123abcd.new", 0)):
+        (later.folder / name).write_bytes(b"{")
+        moment = time.time() - age_s
+        os.utime(later.folder / name, (moment, moment))
     (later.folder / "own.gguf").write_bytes(b"the user's own")
     copies = later.folder / UNPACKED
     copies.mkdir()
@@ -159,6 +165,18 @@ def test_prune_names_what_nothing_uses_and_removes_just_that(store: ModelStore, 
     assert [path.name for path in copies.iterdir()] == [f"b.{16 * 'a'}.gguf"]
     assert later.pull("a").read_bytes() == _data("A2")
     assert later.verify("b").ok
+
+
+def test_copies_of_models_that_lie_elsewhere_stay(store: ModelStore, tmp_path: Path) -> None:
+    copies = store.folder / UNPACKED
+    copies.mkdir(parents=True)
+    for stem in ("own", "shipped", "gone"):
+        (copies / f"{stem}.{16 * 'a'}.gguf").write_bytes(b"copy")
+    (tmp_path / "shipped.gguf").write_bytes(b"1")
+    embedded = EmbeddedModels(lambda: (Place(tmp_path, "test"),))
+    other = ModelStore(store.folder, {}, [], store.catalog, embedded=embedded)
+    waste = other.cleaning.waste([str(tmp_path / "own.gguf")])
+    assert [one.path.name for one in waste] == [f"gone.{16 * 'a'}.gguf"]
 
 
 def test_prune_leaves_pinned_asked_for_and_newer_versions(store: ModelStore, later: ModelStore) -> None:
@@ -231,6 +249,14 @@ def test_another_process_that_uses_a_model_protects_it_until_it_ends(
     assert not store.leases.is_held(path)
     assert store.remove("a") == SIZE
     assert list((store.folder / "leases").iterdir()) == []
+
+
+def test_a_lease_that_was_taken_for_dead_is_looked_at_again(store: ModelStore) -> None:
+    path = store.pull("a")
+    with store.in_use(path):
+        (lease,) = (store.folder / "leases").iterdir()
+        assert store.cleaning.remove([Waste("leftover", lease, 0, "it had but begun")]) == ()
+        assert store.leases.is_held(path)
 
 
 def test_a_use_is_noted_without_touching_the_model(store: ModelStore) -> None:
@@ -334,6 +360,18 @@ def test_an_update_may_go_over_the_limit_while_it_is_fetched_and_not_after(
     assert there == [["a.gguf"]]
     assert _here(later) == [f"a@{short(later.catalog[0].sha256)}.gguf"]
     assert later.locate("a").read_bytes() == _data("A2")
+
+
+def test_what_could_not_be_fetched_again_stays(store: ModelStore, tmp_path: Path) -> None:
+    store.pull("a")
+    own = store.folder / "own.gguf"
+    own.write_bytes(bytes(SIZE))
+    elsewhere = tmp_path / "b-elsewhere.gguf"
+    elsewhere.write_bytes(_data("b"))
+    (store.folder / "b.gguf").symlink_to(elsewhere)
+    store.cleaning.trim(1, ())
+    assert _here(store) == ["b.gguf", "own.gguf"]
+    assert store.locate("b").read_bytes() == _data("b")
 
 
 def test_what_is_fetched_in_part_counts_once(store: ModelStore) -> None:

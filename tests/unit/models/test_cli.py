@@ -14,10 +14,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from nexo_lsp.cli import models as cli
+from nexo_lsp.cli import models_shown
 from nexo_lsp.errors import ModelDownloadCancelled
 from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.models.transfer import Report, SourceFailed, append, check
+
+models_shown.add_to(cli.app)
 
 MakeEntry = Callable[..., CatalogEntry]
 Open = Callable[..., ModelStore]

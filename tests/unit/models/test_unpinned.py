@@ -20,6 +20,7 @@ from nexo_lsp.errors import (
 )
 from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.progress import PullProgress
+from nexo_lsp.models.sources import UrlSource
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.models.transfer import CHUNK
 from nexo_lsp.models.unpinned import origin_file
@@ -245,6 +246,19 @@ def test_what_an_address_delivers_at_its_second_coming_has_to_be_the_same(
     assert store.pull(f"{web.url}/m/coder.gguf", force=True).read_bytes() == b"x" * len(payload)
 
 
+def test_where_another_endpoint_of_the_hub_fails_the_public_one_says_the_digest(
+    tmp_path: Path,
+    environ: dict[str, str],
+    served: WebServer,
+    hub_path: str,
+    payload: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nexo_lsp.models.sources._HUB_HOST", "//127.0.0.1")
+    entry = replace(ModelStore(tmp_path, environ, catalog=()).entry(HF), urls=(f"{served.url}{hub_path}",))
+    assert UrlSource("plain URL").announce(entry, threading.Event()).sha256 == _sha(payload)
+
+
 def test_a_web_page_is_no_model(store: ModelStore, web: WebServer) -> None:
     web.files["/m/coder.gguf"] = b"<html>please sign in</html>"
     web.headers["Content-Type"] = "text/html"
@@ -359,6 +373,18 @@ def test_what_is_remembered_may_be_damaged_itself(
         origin_file(path).unlink()
     assert store.pull(HF).read_bytes() == payload
     assert json.loads(origin_file(path).read_text())["sha256"] == _sha(payload)
+
+
+def test_what_is_remembered_of_another_file_says_nothing_of_this_one(
+    store: ModelStore, served: WebServer
+) -> None:
+    path = store.pull(HF)
+    other = path.with_name("other.gguf")
+    other.write_bytes(b"something else")
+    origin_file(other).write_bytes(origin_file(path).read_bytes())
+    assert [model.name for model in store.installed()] == [HF, "other.gguf"]
+    path.unlink()
+    assert store.entry(HF).sha256 == "", "a file that is gone is fetched as it is now"
 
 
 def test_an_address_that_is_none_is_told_so_everywhere(store: ModelStore) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from nexo_lsp.errors import ModelError, ModelUnknown
+from nexo_lsp.models.announcing import Announced
 from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.models.transfer import HttpLimits, Report, SourceFailed, append
-from nexo_lsp.models.updates import Announced, hub_announcer, offline, outlook, take
+from nexo_lsp.models.updates import Announce, hub_announcer, offline, outlook, take
 from nexo_lsp.models.versions import short
 
 MakeEntry = Callable[..., CatalogEntry]
@@ -46,8 +47,8 @@ def store_of(tmp_path: Path, make_entry: MakeEntry) -> Callable[[bytes], ModelSt
 StoreOf = Callable[[bytes], ModelStore]
 
 
-def says(data: bytes) -> Callable[[CatalogEntry], Announced]:
-    return lambda _: Announced(len(data), _sha(data))
+def says(data: bytes) -> Announce:
+    return lambda _, _cancel: Announced(len(data), _sha(data))
 
 
 def test_the_catalogues_new_version_is_offered_with_its_cost_and_taken(store_of: StoreOf) -> None:
@@ -128,9 +129,10 @@ def test_a_pin_is_told_and_not_gone_over(store_of: StoreOf) -> None:
 
 @dataclass
 class Hub:
-    """Answers HEAD as the Hub does."""
+    """Answers HEAD as the Hub does, and GET with the file if it has one."""
 
     url: str = ""
+    body: bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict[str, str])
     moved: dict[str, str] = field(default_factory=dict[str, str])
@@ -151,6 +153,12 @@ def heads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
                 self.send_header(name, value)
             self.end_headers()
 
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(hub.body)))
+            self.end_headers()
+            self.wfile.write(hub.body)
+
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
             pass
 
@@ -165,7 +173,8 @@ def heads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def _announce(hub: Hub, **more: str) -> Callable[[CatalogEntry], Announced]:
-    return hub_announcer({"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", **more})
+    ask = hub_announcer({"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", **more})
+    return lambda entry: ask(entry, threading.Event())
 
 
 PATH = "/org/tiny-GGUF/resolve/main/tiny-coder.gguf"
@@ -180,14 +189,14 @@ def test_the_hub_announces_size_and_digest(heads: Hub, make_entry: MakeEntry, st
         "ETag": '"the answer\'s own"',
         "Location": "https://elsewhere.invalid/bytes",
     }
-    assert _announce(heads)(make_entry()) == Announced(len(NEW), _sha(NEW))
+    assert _announce(heads)(make_entry()) == Announced(len(NEW), _sha(NEW), mark=_sha(NEW))
     assert heads.asked == [(PATH, None)]
 
 
 def test_a_repository_that_was_renamed_is_followed_within_the_hub(heads: Hub, make_entry: MakeEntry) -> None:
     heads.moved = {PATH: "/new/name/resolve/main/tiny-coder.gguf"}
     heads.headers = {"ETag": f'"{_sha(NEW)}"', "Content-Length": str(len(NEW))}
-    assert _announce(heads)(make_entry()) == Announced(len(NEW), _sha(NEW))
+    assert _announce(heads)(make_entry()) == Announced(len(NEW), _sha(NEW), mark=_sha(NEW))
     assert len(heads.asked) == 2
 
 
@@ -195,7 +204,7 @@ def test_the_token_goes_to_the_hub_only(heads: Hub, make_entry: MakeEntry) -> No
     heads.moved = {PATH: "http://localhost:9/elsewhere"}
     announce = hub_announcer({"HF_ENDPOINT": heads.url, "HF_TOKEN": " secret "})
     with pytest.raises(SourceFailed, match="does not say"):
-        announce(make_entry())
+        announce(make_entry(), threading.Event())
     assert heads.asked == [(PATH, "Bearer secret")]
 
 
@@ -205,7 +214,7 @@ def test_the_token_goes_to_the_hub_only(heads: Hub, make_entry: MakeEntry) -> No
         (404, {}, "404 Not Found"),
         (599, {}, "599"),
         (200, {"ETag": '"abc"', "Content-Length": "5"}, "does not say"),
-        (200, {"X-Linked-ETag": f'"{"0" * 64}"', "X-Linked-Size": "many"}, "does not say"),
+        (200, {"X-Linked-ETag": f'"{"0" * 64}"', "X-Linked-Size": "many"}, "how long"),
     ],
 )
 def test_what_says_nothing_is_a_reason(
@@ -224,8 +233,52 @@ def test_a_circle_of_redirects_ends(heads: Hub, make_entry: MakeEntry) -> None:
 
 def test_nobody_there_and_no_network_wanted_are_reasons(heads: Hub, make_entry: MakeEntry) -> None:
     gone = hub_announcer({"HF_ENDPOINT": "http://127.0.0.1:9"}, HttpLimits(connect_s=1, answer_s=1))
-    with pytest.raises(SourceFailed, match="cannot be reached"):
-        gone(make_entry())
+    with pytest.raises(SourceFailed, match="no connection"):
+        gone(make_entry(), threading.Event())
     with pytest.raises(SourceFailed, match="HF_HUB_OFFLINE"):
         _announce(heads, HF_HUB_OFFLINE="1")(make_entry())
     assert heads.asked == []
+
+
+# What no catalogue pins
+
+
+def test_a_model_of_a_reference_is_updated_pinned_rolled_back_and_pruned(
+    tmp_path: Path, environ: dict[str, str], heads: Hub
+) -> None:
+    """The Hub is all there is to ask: nobody has to allow what it has now, and the version before stays."""
+    environ["HF_ENDPOINT"] = heads.url
+    reference = "hf:org/tiny-GGUF/tiny-coder.gguf"
+
+    def publish(data: bytes) -> None:
+        heads.body = data
+        heads.headers = {"X-Linked-ETag": f'"{_sha(data)}"', "X-Linked-Size": str(len(data))}
+
+    publish(OLD)
+    store = ModelStore(tmp_path / "models", environ, catalog=())
+    old = store.pull(reference)
+    announce = hub_announcer(environ)
+    assert outlook(store, [reference], announce)[0].offers == ()
+    publish(NEW)
+    (found,) = outlook(store, [reference], announce)
+    (offer,) = found.offers
+    assert (offer.fetch_bytes, offer.instead_of_pinned) == (len(NEW), False)
+    take(store, offer)
+    assert store.locate(reference).read_bytes() == NEW
+    entry = store.entry(reference)
+    assert store.versions.choices() == {}
+    store.versions.roll(entry)
+    assert store.locate(reference) == old
+    store.versions.pin(entry)
+    store.versions.roll(entry, forward=True)
+    store.versions.unpin(entry)
+    assert store.locate(reference).read_bytes() == NEW
+    waste = store.cleaning.waste([])
+    assert [one.path for one in waste] == [old]
+    store.versions.pin(entry, short(_sha(OLD)))
+    assert store.cleaning.remove(waste) == ()
+    store.versions.unpin(entry)
+    assert store.cleaning.remove(waste) == waste
+    assert store.locate(reference).read_bytes() == NEW
+    assert [model.name for model in store.installed()] == [reference]
+    assert store.verify(reference).ok

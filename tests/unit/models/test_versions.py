@@ -232,6 +232,21 @@ def test_versions_are_known_without_their_records(store_of: StoreOf) -> None:
     assert not store.verify(f"tiny-coder@{old}").ok
 
 
+def test_a_model_that_an_older_program_fetched_is_kept_too(store_of: StoreOf) -> None:
+    """Its records did not say whether the digest was a published one."""
+    path = store_of(OLD).pull("tiny-coder")
+    record = json.loads(record_file(path).read_text())
+    del record["published"], record["added_ns"]
+    record_file(path).write_text(json.dumps(record))
+    # Used once by this program, it is known to be right from then on.
+    (version,) = store_of(OLD).versions.of(_entry(store_of(OLD)))
+    assert version.added_ns == path.stat().st_mtime_ns
+    store = store_of(NEW)
+    assert store.locate("tiny-coder") == path
+    assert store.pull("tiny-coder").read_bytes() == NEW
+    assert path.read_bytes() == OLD
+
+
 def test_removing_a_model_removes_all_its_versions_and_the_choice(store_of: StoreOf) -> None:
     store_of(OLD).pull("tiny-coder")
     store = store_of(NEW)

@@ -9,15 +9,17 @@ import tempfile
 import threading
 from pathlib import Path
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from nexo_lsp.errors import DiskFull, ModelMissing
+from nexo_lsp.models.announcing import Announced
 from nexo_lsp.models.catalog import CatalogEntry
+from nexo_lsp.models.embedded import EmbeddedModels
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.models.transfer import Report, append
-from nexo_lsp.models.updates import Announced, outlook, take
+from nexo_lsp.models.updates import outlook, take
 from nexo_lsp.models.versions import short
 
 SIZE = 1000
@@ -68,7 +70,9 @@ class OneUser(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.home = Path(tempfile.mkdtemp())
+        # In memory where that can be had: nothing here is about what a loss of power leaves.
+        memory = Path("/dev/shm")
+        self.home = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
         self.version = 0
         self.in_use = contextlib.ExitStack()
         self.used: Path | None = None
@@ -77,13 +81,17 @@ class OneUser(RuleBasedStateMachine):
     @initialize(configured=st.booleans())
     def begin(self, configured: bool) -> None:
         self.configured = configured
-        self.new_program(0)
+        # From nothing at all only few sequences lead to anything.
+        for version in (0, 1):
+            self.new_program(version)
+            self.pull(force=False)
 
     @rule(version=st.sampled_from(VERSIONS))
     def new_program(self, version: int) -> None:
         self.version = version
         catalog = [_entry("model", version), *(_entry(name, 0) for name in OTHERS)]
-        self.store = ModelStore(self.home / "models", {}, [Delivers()], catalog)
+        none = EmbeddedModels(lambda: ())
+        self.store = ModelStore(self.home / "models", {}, [Delivers()], catalog, embedded=none)
         self.store.configured = ("model",) if self.configured else ()
         self.entry = self.store.catalog[0]
 
@@ -107,16 +115,17 @@ class OneUser(RuleBasedStateMachine):
     @rule(hub=st.one_of(st.none(), st.sampled_from(VERSIONS)))
     def update(self, hub: int | None) -> None:
         said = Announced(SIZE, _sha("model", self.version if hub is None else hub))
-        (found,) = outlook(self.store, ["model"], lambda _: said)
+        (found,) = outlook(self.store, ["model"], lambda _entry, _cancel: said)
         if found.offers and not found.pinned:
             offer = found.offers[-1]
             take(self.store, offer)
             assert self._sha_of(self.store.locate("model")) == offer.entry.sha256
 
-    @rule(version=st.sampled_from(VERSIONS))
-    def pin(self, version: int) -> None:
-        with contextlib.suppress(ModelMissing):
-            self.store.versions.pin(self.entry, short(_sha("model", version)))
+    @rule(which=st.integers(0, 3))
+    def pin(self, which: int) -> None:
+        here = self.store.versions.of(self.entry)
+        if here:
+            self.store.versions.pin(self.entry, here[which % len(here)].id)
 
     @rule()
     def unpin(self) -> None:
@@ -135,16 +144,24 @@ class OneUser(RuleBasedStateMachine):
         assert all(one.path != self.used for one in gone)
         assert self._located() == before
 
-    @rule(limit=st.integers(1, 4 * SIZE))
+    @rule(limit=st.sampled_from([2 * SIZE, 3 * SIZE]))
     def evict(self, limit: int) -> None:
         self.store.cleaning.trim(limit, self.store.configured)
 
     @rule()
+    def evict_all_that_may_go(self) -> None:
+        self.store.cleaning.trim(1, self.store.configured)
+
+    @rule()
     def an_engine_loads_it(self) -> None:
         self.in_use.close()
-        self.used = self._located()
-        if self.used is not None:
-            self.in_use.enter_context(self.store.in_use(self.used))
+        self.used = self.store.pull("model")
+        self.in_use.enter_context(self.store.in_use(self.used))
+
+    @rule()
+    def the_engine_is_closed(self) -> None:
+        self.in_use.close()
+        self.used = None
 
     @rule()
     def a_pull_breaks_off(self) -> None:
@@ -192,6 +209,10 @@ class OneUser(RuleBasedStateMachine):
 
 
 OneUser.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=80,
+    stateful_step_count=15,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
 )
 TestOneUser = OneUser.TestCase

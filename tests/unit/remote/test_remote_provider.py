@@ -44,10 +44,18 @@ def test_reasons() -> None:
     assert 'pip install "nexo-lsp[remote]"' in provider(installed=False).probe().reason
     nowhere = RemoteProvider(RemoteSettings(enabled=True), lambda: True, {})
     assert "nexo.remote.endpoints" in nowhere.probe().reason
+    wrong = provider(True, True, True, "example.org/v1")
+    assert "is not a web address" in wrong.probe().reason
     found = provider(True, True, True, "https://example.org:8443/v1", "http://localhost:1/v1").probe()
     assert found.usable
     assert found.reason == "on, with example.org:8443, localhost:1"
-    for unusable in (provider(enabled=False), provider(trusted=False), provider(installed=False), nowhere):
+    for unusable in (
+        provider(enabled=False),
+        provider(trusted=False),
+        provider(installed=False),
+        nowhere,
+        wrong,
+    ):
         assert not unusable.probe().usable
 
 
