@@ -157,6 +157,8 @@ class Capabilities:
     infill: bool = False
     json_schema: bool = False
     context_tokens: int = 4096
+    parallel: int = 1
+    """How many requests it works at at the same time; what is beyond that waits."""
     local: bool = True
     """Whether everything stays on this machine."""
 

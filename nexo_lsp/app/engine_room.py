@@ -17,6 +17,7 @@ from nexo_lsp.errors import ModelError
 from nexo_lsp.folders import Folders
 from nexo_lsp.generation import EngineState, EngineStatus, Operation
 from nexo_lsp.models.catalog import CatalogEntry, load_catalog
+from nexo_lsp.models.embedded import EmbeddedModels, places
 from nexo_lsp.offload import Offload
 from nexo_lsp.pipeline.step import InfillWords
 from nexo_lsp.runtime.choice import ModelChoice, model_for
@@ -78,6 +79,7 @@ class EngineRoom:
         self._hooks = hooks
         self._offload = offload
         self._catalog = load_catalog(folders.catalog_file)
+        self._embedded = EmbeddedModels(lambda: places(environ))
         self._store: ModelStore | None = None
         self._trusted = False
         self._models: dict[Operation, ModelChoice] = {}
@@ -104,17 +106,26 @@ class EngineRoom:
             # It brings an HTTP library along, which a server that has its model never needs.
             from nexo_lsp.models.store import ModelStore
 
-            self._store = ModelStore(self._folders.models, self._environ, catalog=self._catalog.entries)
-            self._store.follow(self._settings())
+            self._store = ModelStore(
+                self._folders.models,
+                self._environ,
+                catalog=self._catalog.entries,
+                embedded=self._embedded,
+            )
+            self._follow(self._store)
         return self._store
+
+    def _follow(self, store: ModelStore) -> None:
+        """Keep what the settings name, and what was chosen, when room is made for other models."""
+        store.follow(self._settings())
+        chosen = (choice.entry for choice in self._models.values())
+        store.configured = (*store.configured, *(entry.file for entry in chosen if entry is not None))
 
     def plan(self, *, trusted: bool | None = None) -> None:
         """Choose engines and models for the settings of the moment."""
         if trusted is not None:
             self._trusted = trusted
         settings = self._settings()
-        if self._store is not None:
-            self._store.follow(settings)
         offers: dict[Operation, Sequence[Offer]] = {}
         policies: dict[Operation, Policy] = {}
         made: dict[str, Sequence[Offer]] = {}
@@ -130,6 +141,8 @@ class EngineRoom:
                 remote=settings.remote.enabled,
                 trusted=self._trusted,
             )
+        if self._store is not None:
+            self._follow(self._store)
         self.engines.plan(offers, self.environment, policies)
 
     def engine(self, operation: Operation) -> Engine:
@@ -312,7 +325,10 @@ class EngineRoom:
 
     def _is_here(self, entry: CatalogEntry) -> bool:
         # The store would look at the size too, and brings an HTTP library along.
-        return (self._folders.models / entry.file).is_file()
+        if (self._folders.models / entry.file).is_file():
+            return True
+        # What came with the program is looked for where nothing else is: that takes a look at all packages.
+        return not any(self._folders.models.glob("*.gguf")) and self._embedded.find(entry) is not None
 
     def _upgrade(self, operation: Operation) -> None:
         """Fetch what would suit this machine better, and change over between requests."""

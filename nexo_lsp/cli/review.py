@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import threading
 import time
@@ -16,27 +17,16 @@ import typer
 
 from nexo_lsp.app import App, create_app
 from nexo_lsp.cli.exit_codes import ExitCode, exit_code, reported
+from nexo_lsp.cli.review_files import FileReviews
 from nexo_lsp.cli.review_report import FileReview, Report, as_json, as_sarif
 from nexo_lsp.cli.review_screen import ReviewScreen
 from nexo_lsp.cli.terminal import Screen, TerminalHost
-from nexo_lsp.documents import Snapshot
-from nexo_lsp.errors import (
-    DisabledError,
-    DocumentError,
-    EngineError,
-    EngineLoadFailed,
-    EngineUnavailable,
-    NexoError,
-    UsageError,
-)
-from nexo_lsp.generation import Priority
+from nexo_lsp.errors import NexoError, UsageError
+from nexo_lsp.generation import Operation
 from nexo_lsp.ignore import IgnoreRules
 from nexo_lsp.offload import in_thread
-from nexo_lsp.pipeline.findings import Finding
+from nexo_lsp.pipeline.review_run import AT_ONCE
 from nexo_lsp.syntax.languages import language_for
-
-# A file with a NUL among its first bytes is binary: the rule of git and of grep.
-_SNIFFED_BYTES = 8000
 
 
 class Format(StrEnum):
@@ -68,18 +58,31 @@ def review(
     model: Annotated[
         str | None, typer.Option(help="Which model answers, instead of the setting `nexo.model`.")
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            max=1024,
+            help="How many functions the engine is asked about at once, over so many files at the most; by "
+            "default as many as it takes.",
+        ),
+    ] = None,
 ) -> None:
     """Review files, and the files of folders that .gitignore leaves in.
 
     Findings are printed as they come. Ctrl-C keeps what is done. Exit codes: 0 done, 1 a finding reaches
     --fail-on, 2 a path does not exist, 3 no engine or model, 130 stopped by Ctrl-C.
     """
+    # What goes wrong is said once, by the screen; without a handler the log would go to stderr as well.
+    logging.getLogger("nexo_lsp").addHandler(logging.NullHandler())
     with reported():
         form = Format.JSON if as_json_ else form
         environ = dict(os.environ) if model is None else {**os.environ, "NEXO_MODEL": model}
         screen = Screen.standard()
         show = ReviewScreen(screen, text=form is Format.TEXT)
-        report, failure = asyncio.run(run(paths, environ, show))
+        report, failure = asyncio.run(run(paths, environ, show, jobs))
         if form is Format.JSON:
             typer.echo(json.dumps(as_json(report), indent=2))
         elif form is Format.SARIF:
@@ -90,9 +93,11 @@ def review(
 
 
 async def run(
-    paths: Sequence[Path], environ: Mapping[str, str], show: ReviewScreen
+    paths: Sequence[Path], environ: Mapping[str, str], show: ReviewScreen, jobs: int | None = None
 ) -> tuple[Report, NexoError | None]:
     """Review everything below `paths`; with the report comes the error that ended it early, if one did.
+
+    `jobs` functions are asked about at once; None lets the engine say how many.
 
     Being cancelled (Ctrl-C) ends it with what there is. Raises `UsageError` for a path that does not exist.
     """
@@ -106,7 +111,7 @@ async def run(
             show.screen.tell(str(problem), "warning")
         app.set_workspace(roots, trusted=True)
         report.files = await _found(paths, roots)
-        failure = await _review_all(app, report, show)
+        failure = await FileReviews(app, report, show, jobs or _jobs_of(app)).run()
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None:
@@ -148,30 +153,13 @@ async def _found(paths: Sequence[Path], roots: Sequence[Path]) -> list[FileRevie
     return files
 
 
-async def _review_all(app: App, report: Report, show: ReviewScreen) -> NexoError | None:
-    """Review every file; gives the error that cost a file its review, if one did.
-
-    One bad file does not cost the others theirs, but an engine that fails twice in a row will not get better.
-    """
-    failure: NexoError | None = None
-    again = False
-    failed = 0
-    for index, file in enumerate(report.files):
-        show.begin(file, index, len(report.files))
-        try:
-            await _review_file(app, file, show)
-        except EngineError as error:
-            if again or isinstance(error, (EngineUnavailable, EngineLoadFailed)) or len(report.files) == 1:
-                raise
-            again = True
-            failed += 1
-            failure = error
-            file.problem = f"{file.name} was not reviewed to its end: {error}"
-            report.problem = f"The engine failed over {failed} file{'s' if failed > 1 else ''}."
-            show.left_out(file)
-        else:
-            again = False
-    return failure
+def _jobs_of(app: App) -> int:
+    """As many as the engine takes, and never fewer than the review of one file asks about at once."""
+    try:
+        return max(AT_ONCE, app.engine(Operation.REVIEW).capabilities().parallel)
+    except NexoError:
+        # The first file will say so.
+        return AT_ONCE
 
 
 def workspace_of(paths: Sequence[Path]) -> tuple[Path, ...]:
@@ -213,50 +201,6 @@ def _is_code(path: Path) -> bool:
 def _short_name(path: Path) -> str:
     here = Path.cwd()
     return path.relative_to(here).as_posix() if path.is_relative_to(here) else str(path)
-
-
-async def _review_file(app: App, file: FileReview, show: ReviewScreen) -> None:
-    try:
-        file.text = await in_thread(lambda: _read(file.path))
-    except (OSError, ValueError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
-        file.problem = f"{file.name} was left out: {reason}"
-        show.left_out(file)
-        return
-    uri = file.path.as_uri()
-    language = language_for("", file.path.name)
-    snapshot = app.documents.open(uri, language.id if language else "plaintext", 1, file.text)
-
-    def on_findings(of: Snapshot, findings: tuple[Finding, ...]) -> None:
-        if of.uri == uri:
-            new = [finding for finding in findings if finding not in file.findings]
-            file.findings = findings
-            show.findings(file, new)
-
-    app.reviews.on_findings = on_findings
-    try:
-        app.opened(snapshot)
-        report = await app.reviews.review(
-            uri,
-            priority=Priority.FOREGROUND,
-            progress=lambda progress: show.progress(progress, app.status().decode_tokens_per_s),
-        )
-        file.complete = report.complete
-    except (DisabledError, DocumentError) as error:
-        file.problem = f"{file.name} was left out: {error}"
-        show.left_out(file)
-    finally:
-        # Closing takes the findings away from an editor; here they stay.
-        app.reviews.on_findings = lambda _snapshot, _findings: None
-        app.documents.close(uri)
-        app.closed(snapshot)
-
-
-def _read(path: Path) -> str:
-    data = path.read_bytes()
-    if b"\0" in data[:_SNIFFED_BYTES]:
-        raise ValueError("a NUL is in no text")
-    return data.decode("utf-8-sig")
 
 
 def _ending(report: Report, failure: NexoError | None, fail_on: Gravity | None) -> ExitCode:

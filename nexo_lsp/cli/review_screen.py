@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
@@ -11,9 +12,20 @@ from nexo_lsp.cli.finding_block import STYLES, finding_block
 from nexo_lsp.cli.review_report import FileReview, Report
 from nexo_lsp.cli.terminal import Screen, StatusLine, visible
 from nexo_lsp.pipeline.findings import SEVERITIES, Finding
-from nexo_lsp.pipeline.review import ReviewProgress
+from nexo_lsp.pipeline.review_run import ReviewProgress
 from nexo_lsp.settings import Severity
 from nexo_lsp.text import LineIndex
+
+# So many files at work are named on the status line.
+_NAMED = 3
+
+
+@dataclass(slots=True)
+class _AtWork:
+    """A file under review."""
+
+    index: int
+    progress: ReviewProgress | None = None
 
 
 class ReviewScreen:
@@ -23,23 +35,56 @@ class ReviewScreen:
         self.screen = screen
         self.status = StatusLine(screen.messages)
         self._text = text
-        self._place = ""
+        self._at_work: dict[str, _AtWork] = {}
+        self._done = 0
+        self._total = 0
 
     def begin(self, file: FileReview, index: int, total: int) -> None:
         """A file's turn has come."""
-        self._place = f"file {index + 1} of {total} · {file.name}" if total > 1 else file.name
-        self.status.show(self._place)
+        self._total = total
+        self._at_work[file.name] = _AtWork(index)
+        self._draw()
 
-    def progress(self, progress: ReviewProgress, tokens_per_s: float | None) -> None:
-        """How far the file at hand is."""
-        parts = [self._place]
-        if progress.done < progress.total:
-            parts.append(f"{progress.symbol or 'code'} ({progress.done + 1} of {progress.total})")
-        if progress.tokens:
-            parts.append(f"{progress.tokens} tokens")
-        if tokens_per_s:
-            parts.append(f"{tokens_per_s:.0f} tokens/s")
+    def progress(
+        self, file: FileReview, progress: ReviewProgress, tokens_per_s: Callable[[], float | None]
+    ) -> None:
+        """How far a file is. Called for every token, so `tokens_per_s` is asked only if it is to be seen."""
+        self._at_work[file.name].progress = progress
+        self._draw(tokens_per_s)
+
+    def end(self, file: FileReview) -> None:
+        """A file is done."""
+        self._done += 1
+        self._at_work.pop(file.name, None)
+        if self._at_work:
+            self._draw()
+
+    def _draw(self, tokens_per_s: Callable[[], float | None] = lambda: None) -> None:
+        if not self.screen.messages.is_terminal:
+            return
+        parts = self._several() if len(self._at_work) > 1 else self._single()
+        if speed := tokens_per_s():
+            parts.append(f"{speed:.0f} tokens/s")
         self.status.show(" · ".join(parts))
+
+    def _single(self) -> list[str]:
+        ((name, work),) = self._at_work.items()
+        parts = [f"file {work.index + 1} of {self._total} · {name}" if self._total > 1 else name]
+        progress = work.progress
+        if progress is not None and progress.done < progress.total:
+            parts.append(f"{progress.symbol or 'code'} ({progress.done + 1} of {progress.total})")
+        if progress is not None and progress.tokens:
+            parts.append(f"{progress.tokens} tokens")
+        return parts
+
+    def _several(self) -> list[str]:
+        parts = [f"{self._done} of {self._total} files done"]
+        for name, work in list(self._at_work.items())[:_NAMED]:
+            progress = work.progress
+            parts.append(f"{name} {progress.done}/{progress.total}" if progress is not None else name)
+        if len(self._at_work) > _NAMED:
+            parts.append(f"{len(self._at_work) - _NAMED} more at work")
+        return parts
 
     def findings(self, file: FileReview, new: Sequence[Finding]) -> None:
         """Findings have come."""

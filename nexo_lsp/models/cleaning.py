@@ -23,9 +23,9 @@ import filelock
 from nexo_lsp.errors import DiskFull, ModelError
 from nexo_lsp.folders import UNPACKED
 from nexo_lsp.models.catalog import DEFAULT_MODEL, CatalogEntry, size_text
+from nexo_lsp.models.files import size_of
 from nexo_lsp.models.leases import Leases, used_file
 from nexo_lsp.models.record import record_file
-from nexo_lsp.models.transfer import size_of
 from nexo_lsp.models.unpinned import entry_behind, origin_file, remembered
 from nexo_lsp.models.versions import Versions, short, split_version
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from nexo_lsp.folders import expanded
 from nexo_lsp.models.catalog import CatalogEntry
-from nexo_lsp.models.transfer import CHUNK, size_of
+from nexo_lsp.models.files import CHUNK, size_of
 
 log = logging.getLogger("nexo_lsp.models")
 

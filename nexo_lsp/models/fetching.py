@@ -15,10 +15,11 @@ import filelock
 
 from nexo_lsp.errors import DiskFull, ModelDownloadFailed, ModelError
 from nexo_lsp.models.catalog import CatalogEntry, size_text
+from nexo_lsp.models.files import CHUNK, size_of
 from nexo_lsp.models.progress import Meter
 from nexo_lsp.models.record import write_record
 from nexo_lsp.models.sources import DiskFree, Source
-from nexo_lsp.models.transfer import CHUNK, SourceFailed, check, size_of
+from nexo_lsp.models.transfer import SourceFailed, check
 from nexo_lsp.models.unpinned import agrees, begin, keep, note_of
 
 log = logging.getLogger("nexo_lsp.models")

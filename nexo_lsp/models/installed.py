@@ -8,8 +8,8 @@ from pathlib import Path
 
 from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.embedded import EmbeddedModels
+from nexo_lsp.models.files import size_of
 from nexo_lsp.models.record import read_record
-from nexo_lsp.models.transfer import size_of
 from nexo_lsp.models.unpinned import entry_behind, remembered
 from nexo_lsp.models.versions import Versions, split_version
 

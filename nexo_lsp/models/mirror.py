@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import IO
 
 from nexo_lsp.models.catalog import CatalogEntry, MirrorPart, size_text
-from nexo_lsp.models.transfer import Report, SourceFailed, append, check, read_chunks, size_of
+from nexo_lsp.models.files import size_of
+from nexo_lsp.models.transfer import Report, SourceFailed, append, check, read_chunks
 
 log = logging.getLogger("nexo_lsp.models")
 

@@ -18,17 +18,9 @@ from nexo_lsp import __version__
 from nexo_lsp.folders import expanded
 from nexo_lsp.models.announcing import Announced, ask_hub, ask_server
 from nexo_lsp.models.catalog import MAIN, CatalogEntry
+from nexo_lsp.models.files import size_of
 from nexo_lsp.models.mirror import DiskFree, MirrorSource, free_disk
-from nexo_lsp.models.transfer import (
-    HttpLimits,
-    HttpRefused,
-    Report,
-    SourceFailed,
-    check,
-    copy_file,
-    download,
-    size_of,
-)
+from nexo_lsp.models.transfer import HttpLimits, HttpRefused, Report, SourceFailed, check, copy_file, download
 
 __all__ = [
     "DiskFree",

@@ -28,13 +28,13 @@ from nexo_lsp.models.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry
 from nexo_lsp.models.cleaning import Cleaning, removable
 from nexo_lsp.models.embedded import EmbeddedModels, digest_of, places
 from nexo_lsp.models.fetching import Fetching, digest_of_file, nowhere, partial_of
+from nexo_lsp.models.files import size_of
 from nexo_lsp.models.installed import WRONG_DIGEST, InstalledModel, known_problem, listed, wrong_size
 from nexo_lsp.models.leases import Leases
 from nexo_lsp.models.progress import Meter, ProgressReport, PullProgress, ignore_progress
 from nexo_lsp.models.record import read_record, write_record
 from nexo_lsp.models.references import entry_of, file_of, is_reference
 from nexo_lsp.models.sources import DiskFree, Source, default_sources, free_disk
-from nexo_lsp.models.transfer import size_of
 from nexo_lsp.models.unpinned import (
     NotAnnounced,
     agrees,

@@ -19,12 +19,10 @@ from typing import IO
 import httpx
 
 from nexo_lsp.errors import ModelDownloadCancelled, ModelError
+from nexo_lsp.models.files import CHUNK, size_of
 
 Report = Callable[[int, str], None]
 """Told the bytes that are there by now, and a note for people (may be empty)."""
-
-CHUNK = 1 << 18
-"""Bytes moved at once: small enough that cancelling is felt at once, large enough to cost nothing."""
 
 _POLL_S = 0.1
 _MAX_ATTEMPTS = 50
@@ -75,14 +73,6 @@ def client(limits: HttpLimits, *, follow: bool) -> httpx.Client:
     trust.load_default_certs()
     timeout = httpx.Timeout(limits.stall_s, connect=limits.connect_s)
     return httpx.Client(timeout=timeout, follow_redirects=follow, verify=trust)
-
-
-def size_of(path: Path) -> int:
-    """How many bytes `path` has; 0 where there is no file."""
-    try:
-        return path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
 
 
 def check(cancel: threading.Event) -> None:

@@ -16,10 +16,11 @@ from typing import Literal
 from nexo_lsp.errors import ModelError
 from nexo_lsp.models.announcing import Announced
 from nexo_lsp.models.catalog import MAIN, CatalogEntry
+from nexo_lsp.models.files import size_of
 from nexo_lsp.models.progress import ProgressReport, ignore_progress
 from nexo_lsp.models.sources import HuggingFaceSource, hub_is_offline
 from nexo_lsp.models.store import ModelStore
-from nexo_lsp.models.transfer import HttpLimits, SourceFailed, size_of
+from nexo_lsp.models.transfer import HttpLimits, SourceFailed
 from nexo_lsp.models.versions import short
 
 log = logging.getLogger("nexo_lsp.models")

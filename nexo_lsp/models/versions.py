@@ -23,8 +23,8 @@ import filelock
 
 from nexo_lsp.errors import ModelError, ModelMissing
 from nexo_lsp.models.catalog import CatalogEntry
+from nexo_lsp.models.files import size_of
 from nexo_lsp.models.record import record_of, write_record, write_whole
-from nexo_lsp.models.transfer import size_of
 
 log = logging.getLogger("nexo_lsp.models")
 

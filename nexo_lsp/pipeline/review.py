@@ -7,6 +7,7 @@ function is shared by all who ask for it; it ends when its code changes, its fil
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,8 +17,16 @@ from nexo_lsp.errors import BadAnswer, DisabledError
 from nexo_lsp.generation import Operation, Priority, Request
 from nexo_lsp.memory.answers import answer_key
 from nexo_lsp.pipeline.findings import Finding, Overlaps, capped, finding_id, located, moved
-from nexo_lsp.pipeline.review_run import Pass, Remark, ReviewProgress, ReviewReport, Run, parse_remarks
-from nexo_lsp.pipeline.step import SharedJobs, Workbench, first_of, infer, joined
+from nexo_lsp.pipeline.review_run import (
+    AT_ONCE,
+    Pass,
+    Remark,
+    ReviewProgress,
+    ReviewReport,
+    Run,
+    parse_remarks,
+)
+from nexo_lsp.pipeline.step import Pool, SharedJobs, Workbench, first_of, infer, joined
 from nexo_lsp.pipeline.units import Unit, review_units
 from nexo_lsp.text import Edit, Span, shift_span
 
@@ -39,8 +48,17 @@ class ReviewService:
         self._runs: dict[str, Run] = {}
         self._shown: dict[str, tuple[Finding, ...]] = {}
         self._dismissed: set[str] = set()
+        self._at_once = AT_ONCE
+        self._turns: asyncio.Semaphore | None = None
         self.on_findings: Callable[[Snapshot, tuple[Finding, ...]], None] = lambda _snapshot, _findings: None
         """Called on the loop whenever the findings of a document change or move."""
+
+    def side_by_side(self, at_once: int) -> None:
+        """Prepare for reviews of many documents at the same time: so many functions at once are asked about.
+
+        From now on no document is shown beside another: no answer depends on what else is under way.
+        """
+        self._at_once, self._turns = at_once, asyncio.Semaphore(at_once)
 
     def findings(self, uri: str) -> tuple[Finding, ...]:
         """The findings that are shown for a document now."""
@@ -58,8 +76,11 @@ class ReviewService:
         Being cancelled leaves the review running. Raises `NexoError` and its kinds.
         """
         bench = self._bench
-        await bench.refresh(*bench.documents.all())
+        if self._turns is None:
+            await bench.refresh(*bench.documents.all())
         snapshot = await bench.documents.parsed(uri)
+        if self._turns is not None:
+            await bench.refresh(snapshot)
         self._require(snapshot)
         run = self._runs.get(uri)
         if run is None or run.version != snapshot.version or run.task is None or run.task.done():
@@ -150,17 +171,17 @@ class ReviewService:
             else review_units(snapshot)
         )
         self._dismissed |= await bench.answers.dismissed()
-        others = await bench.others(snapshot)
+        others = await self._others(snapshot)
         self._drop_strays(snapshot, units)
         self._drop_held(snapshot, run, units, others)
-        work = Pass(snapshot, run, units, others)
+        work = Pass(snapshot, run, units, others, Pool(self._at_once))
         try:
             for index in range(len(units)):
                 # Known answers would otherwise follow each other without a turn for anybody else.
                 await asyncio.sleep(0)
                 if work.asking.full:
                     await self._collect(work)
-                    work.others = await bench.others(snapshot)
+                    work.others = await self._others(snapshot)
                 if work.asking.error is not None:
                     break
                 await self._begin(work, index)
@@ -234,6 +255,9 @@ class ReviewService:
                     work.found[index] = self._findings(work.units[index], remarks)
             self._merge(work.snapshot, work.units, work.found)
 
+    async def _others(self, snapshot: Snapshot) -> Sequence[Snapshot]:
+        return await self._bench.others(snapshot) if self._turns is None else ()
+
     def _drop_strays(self, snapshot: Snapshot, units: Sequence[Unit]) -> None:
         """Take away what stands in no function any more."""
         if self._bench.documents.find(snapshot.uri) is snapshot:
@@ -286,7 +310,8 @@ class ReviewService:
         """The work on an answer, which whoever asks the same joins."""
 
         async def ask() -> tuple[Remark, ...]:
-            answer = await infer(self._bench.engine(Operation.REVIEW), request, tell)
+            async with self._turns or contextlib.nullcontext():
+                answer = await infer(self._bench.engine(Operation.REVIEW), request, tell)
             remarks = parse_remarks(answer.text)
             await self._bench.answers.put(key, "review", answer.text)
             return remarks

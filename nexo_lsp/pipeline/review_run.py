@@ -86,13 +86,11 @@ class Pass:
     run: Run
     units: Sequence[Unit]
     others: Sequence[Snapshot]
+    asking: Pool[tuple[Remark, ...] | None]
     found: dict[int, tuple[Finding, ...]] = field(default_factory=dict[int, tuple[Finding, ...]])
     """By the unit's index; those that are missing have no answer yet, or will have none."""
     asked: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
     """The units that wait for an answer, by its key."""
-    asking: Pool[tuple[Remark, ...] | None] = field(
-        default_factory=lambda: Pool[tuple[Remark, ...] | None](AT_ONCE)
-    )
     complete: bool = True
 
     def teller(self, unit: Unit) -> Callable[[str, int], None]:

@@ -90,6 +90,7 @@ class RemoteEngine:
             infill=not manners or any(manner.infill is not None for manner in manners),
             json_schema=not manners or any(manner.schema is not SchemaWay.WORDS for manner in manners),
             context_tokens=min([self.options.context_tokens, *contexts]),
+            parallel=self.options.parallel * len(self._servers),
             local=all(server.address.loopback for server in self._servers),
         )
 

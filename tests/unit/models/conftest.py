@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from nexo_lsp.models.catalog import CatalogEntry, MirrorPart
-from nexo_lsp.models.transfer import CHUNK
+from nexo_lsp.models.files import CHUNK
 
 PAYLOAD = random.Random(7).randbytes(5 * CHUNK + 321)
 FILE = "tiny-coder.gguf"

@@ -19,11 +19,11 @@ import pytest
 
 from nexo_lsp.errors import DiskFull, ModelDownloadFailed, ModelError
 from nexo_lsp.models.catalog import CatalogEntry, MirrorPart
+from nexo_lsp.models.files import CHUNK
 from nexo_lsp.models.progress import PullProgress
 from nexo_lsp.models.references import entry_of
 from nexo_lsp.models.sources import free_disk
 from nexo_lsp.models.store import ModelStore
-from nexo_lsp.models.transfer import CHUNK
 from tests.unit.models.faults import WAIT_S, FaultyServer, Pullers, read_only, served, small_disk
 
 MakeEntry = Callable[..., CatalogEntry]

@@ -14,6 +14,7 @@ import pytest
 
 from nexo_lsp.errors import ModelDownloadCancelled
 from nexo_lsp.models.catalog import CatalogEntry, MirrorPart
+from nexo_lsp.models.files import CHUNK
 from nexo_lsp.models.sources import (
     FolderSource,
     HuggingFaceSource,
@@ -22,7 +23,7 @@ from nexo_lsp.models.sources import (
     UrlSource,
     default_sources,
 )
-from nexo_lsp.models.transfer import CHUNK, HttpLimits, SourceFailed
+from nexo_lsp.models.transfer import HttpLimits, SourceFailed
 
 if TYPE_CHECKING:
     from conftest import WebServer

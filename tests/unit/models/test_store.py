@@ -24,10 +24,11 @@ from nexo_lsp.errors import (
 )
 from nexo_lsp.folders import UNPACKED
 from nexo_lsp.models.catalog import CatalogEntry
+from nexo_lsp.models.files import CHUNK
 from nexo_lsp.models.progress import PullProgress
 from nexo_lsp.models.sources import HuggingFaceSource, UrlSource
 from nexo_lsp.models.store import ModelStore
-from nexo_lsp.models.transfer import CHUNK, Report, SourceFailed
+from nexo_lsp.models.transfer import Report, SourceFailed
 
 if TYPE_CHECKING:
     from conftest import WebServer

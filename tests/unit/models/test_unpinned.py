@@ -19,10 +19,10 @@ from nexo_lsp.errors import (
     ModelUnknown,
 )
 from nexo_lsp.models.catalog import CatalogEntry
+from nexo_lsp.models.files import CHUNK
 from nexo_lsp.models.progress import PullProgress
 from nexo_lsp.models.sources import UrlSource
 from nexo_lsp.models.store import ModelStore
-from nexo_lsp.models.transfer import CHUNK
 from nexo_lsp.models.unpinned import origin_file
 
 from .conftest import WebServer
