@@ -13,8 +13,8 @@ from nexo_lsp.folders import Folders
 from nexo_lsp.generation import Operation
 from nexo_lsp.models.catalog import CatalogEntry, size_text
 from nexo_lsp.models.fetching import partial_of
+from nexo_lsp.models.files import size_of
 from nexo_lsp.models.store import ModelStore
-from nexo_lsp.models.transfer import size_of
 from nexo_lsp.models.variants import Host, budget_of, look_at
 from nexo_lsp.runtime.choice import ModelChoice, host_of
 from nexo_lsp.runtime.providers.mobile import PHONES

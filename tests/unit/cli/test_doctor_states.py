@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from nexo_lsp.cli.diagnosis.looks import Looks
+from nexo_lsp.cli.doctor import examine
 from nexo_lsp.models.store import ModelStore
 from tests.conftest import IN_CI
+from tests.engine.scripted_server import CHAT, ScriptedServer, answer
 from tests.engine.tiny_gguf import write_tiny_model
 from tests.unit.cli.doctors import (
     LAPTOP,
@@ -236,6 +238,24 @@ def test_servers_are_asked_only_on_demand(home: Path) -> None:
     offline = report(home, connect=True, NEXO_OFFLINE="true", given=closed)
     assert "nexo.offline" in checks(offline)["connect"].value
     assert "none may be" in checks(report(home, connect=True))["connect"].value
+
+
+async def test_servers_that_answer(home: Path) -> None:
+    async with ScriptedServer(owner="vllm", model="coder") as server:
+        server.on(CHAT, answer("ok"))
+        environ = {
+            "NEXO_HOME": str(home),
+            "NEXO_REMOTE_ENABLED": "true",
+            "NEXO_REMOTE_ENDPOINTS": server.url,
+        }
+        quiet = await examine(environ, LAPTOP, QUICK)
+        assert server.got == [], "without --connect nothing is asked"
+        assert quiet.well
+        found = await examine(environ, LAPTOP, QUICK, connect=True)
+        assert [chat.body["messages"][-1]["content"] for chat in server.chats] == ["Say: ok"]
+    said = checks(found)[f"127.0.0.1:{server.port}"]
+    assert (said.state, said.value.startswith("answers, its first token after ")) == ("ok", True)
+    assert "model coder" in said.value
 
 
 def test_a_library_that_does_not_load(home: Path) -> None:
