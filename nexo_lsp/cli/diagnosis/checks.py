@@ -16,7 +16,7 @@ from nexo_lsp.cli.check import Check, State
 from nexo_lsp.cli.container_checks import containers
 from nexo_lsp.cli.diagnosis import model_checks, remote_checks
 from nexo_lsp.cli.diagnosis.bounds import bounds
-from nexo_lsp.cli.diagnosis.looks import Looks
+from nexo_lsp.cli.diagnosis.looks import Looks, existing
 from nexo_lsp.cli.diagnosis.machine import machine
 from nexo_lsp.cli.diagnosis.plan import NAMES, OperationPlan, Plan
 from nexo_lsp.errors import StorageError
@@ -24,6 +24,7 @@ from nexo_lsp.folders import Folders
 from nexo_lsp.generation import Operation
 from nexo_lsp.models.catalog import size_text
 from nexo_lsp.runtime.environment import Environment
+from nexo_lsp.runtime.providers.mobile import PHONES
 from nexo_lsp.runtime.providers.native import tuning_of, unpack_folder
 from nexo_lsp.settings import Resolved, Settings
 from nexo_lsp.storage import FILE_NAME, Database
@@ -39,12 +40,11 @@ _NAMED: dict[str, tuple[State, str]] = {
         "problem",
         "set nexo.remote.enabled and nexo.remote.endpoints in your own settings, or nexo.engine to `auto`",
     ),
-    "client-hosted": (
-        "warning",
-        "open an editor that offers one, or set nexo.engine to `auto`",
-    ),
+    "client-hosted": ("warning", "open an editor that offers one, or set nexo.engine to `auto`"),
 }
 """What to do where the settings name an engine that cannot be used; the doctor itself runs in no editor."""
+
+_OTHERWISE: tuple[State, str] = ("problem", "name another engine of the table by nexo.engine, or `auto`")
 
 _LITTLE_DISK = 200_000_000
 """Bytes: what the database, logs and evaluated prompts may come to."""
@@ -60,7 +60,8 @@ def settings(resolved: Resolved, folders: Folders) -> Iterator[Check]:
             "settings", "nexo.enable", "warning", "off: nothing is answered", "set nexo.enable to true"
         )
     file = folders.settings_file
-    yield Check("settings", "your file", "ok", str(file) if file.exists() else f"{file} (not there)")
+    there = existing(file) == file
+    yield Check("settings", "your file", "ok", str(file) if there else f"{file} (not there)")
     count = len(resolved.origins)
     yield Check(
         "settings", "settings", "ok", f"{count} set, the others at default" if count else "all at default"
@@ -90,17 +91,15 @@ def _without(
     name = NAMES[operation]
     if one.if_trusted:
         return Check("engine", name, "ok", f"answered by {one.if_trusted}, in workspaces that you trust only")
-    rows = {row.name: row.cells[operation].reasons[0] for row in plan.engines}
-    if kind in rows and kind != "native":
-        state, mend = _NAMED.get(kind, ("problem", "set nexo.engine to `auto`"))
-        return Check("engine", name, state, f"{kind}: {rows[kind]}", mend)
-    why = f"native: {rows.get('native', 'not there')}"
-    mend = "set nexo.engine to `auto`, or to an engine of the table above that can be had here"
-    if one.model is not None and environment.free_bytes < one.model.size_bytes:
-        mend = "end other programs, or choose a smaller model (nexo.model)"
-        if environment.container:
-            mend = "give the container more memory, or choose a smaller model (nexo.model)"
-    return Check("engine", name, "problem", why, mend)
+    subject = kind
+    if kind == "auto":
+        subject = "mobile" if environment.platform in PHONES else "native"
+    why = next((row.cells[operation].reasons[0] for row in plan.engines if row.name == subject), "not there")
+    state, mend = _NAMED.get(kind, _OTHERWISE)
+    if one.model is not None and 0 < environment.free_bytes < one.model.size_bytes:
+        first = "give the container more memory" if environment.container else "end other programs"
+        mend = f"{first}, or choose a smaller model (nexo.model)"
+    return Check("engine", name, state, f"{subject}: {why}", mend)
 
 
 def _library(plan: Plan, looks: Looks) -> Iterator[Check]:
@@ -201,7 +200,7 @@ def _database(folders: Folders) -> Iterator[Check]:
 def everything(app: App, environ: Mapping[str, str], plan: Plan, looks: Looks) -> Iterator[Check]:
     """All checks that ask nobody else, in the order in which they are shown."""
     chosen = app.settings
-    yield from machine(app.room.environment, chosen, looks)
+    yield from machine(app.room.environment, chosen, app.room.pause_below(), looks)
     yield from settings(app.resolved, app.folders)
     yield from engine(chosen, app.room.environment, plan, looks)
     yield from containers(chosen, environ)

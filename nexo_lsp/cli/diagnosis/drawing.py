@@ -196,10 +196,8 @@ def _model(model: ModelPlan) -> Iterator[tuple[str, str]]:
     yield "why", model.why
     if model.memory_bytes:
         of = f"{size_text(model.memory_bytes)} of the {size_text(model.budget_bytes)} that it may take"
-        yield (
-            "memory",
-            f"{of}, the server's included" if model.fits else f"{of}: too much, it is made smaller",
-        )
+        fits = model.memory_bytes <= model.budget_bytes
+        yield "memory", of + (", the server's included" if fits else ": its context is made smaller")
     if model.tokens_per_s:
         how = "measured here" if model.measured else "expected; `nexo-lsp doctor --tune` measures"
         yield "speed", f"{model.tokens_per_s:.0f} tokens/s, {how}"

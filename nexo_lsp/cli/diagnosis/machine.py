@@ -18,8 +18,8 @@ _SIMD = ("avx512f", "avx2", "avx", "sve", "neon", "sse4_2")
 _ALSO = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "f16c", "fma", "dotprod", "i8mm", "bf16", "fp16"})
 
 
-def machine(environment: Environment, settings: Settings, looks: Looks) -> Iterator[Check]:
-    """The machine and its Python."""
+def machine(environment: Environment, settings: Settings, pause_below: int, looks: Looks) -> Iterator[Check]:
+    """The machine and its Python. Below `pause_below` percent of its battery review pauses; 0 is never."""
     yield _ok("nexo-lsp", __version__)
     yield _system(environment, looks)
     old = sys.version_info < (3, 11)
@@ -30,7 +30,7 @@ def machine(environment: Environment, settings: Settings, looks: Looks) -> Itera
     yield _ok("processor", _processor(environment))
     yield _ok("memory", _memory(environment))
     yield from _gpus(environment)
-    yield _ok("battery", _battery(environment, settings))
+    yield _ok("battery", _battery(environment, pause_below))
     yield _ok("container", environment.container or "none")
     yield _allowed(environment, settings)
 
@@ -82,8 +82,8 @@ def _gpus(environment: Environment) -> Iterator[Check]:
         yield _ok("GPU", none if asked else "not known: llama.cpp, which would be asked, is not installed")
 
 
-def _battery(environment: Environment, settings: Settings) -> str:
-    battery, below = environment.battery, settings.review.pause_below_battery
+def _battery(environment: Environment, below: int) -> str:
+    battery = environment.battery
     if battery is None:
         return "none"
     care = (

@@ -12,6 +12,7 @@ from nexo_lsp.cli.diagnosis.plan import ModelPlan, Plan
 from nexo_lsp.errors import ModelCorrupt, ModelError, ModelMissing
 from nexo_lsp.models.catalog import CatalogEntry, load_catalog, size_text
 from nexo_lsp.models.header import read_header
+from nexo_lsp.models.installed import known_problem
 from nexo_lsp.models.sources import hub_is_offline
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.runtime.environment import Environment
@@ -47,11 +48,13 @@ def model(
     except ModelMissing:
         yield from _missing(store, settings, plan, environ, looks)
         return
-    except ModelCorrupt as error:
-        # What has to be done is said once, behind the arrow.
-        said, again = str(error).partition("; run ")[0], f"nexo-lsp models pull {plan.name}"
+    except ModelCorrupt:
+        entry = store.entry(plan.reference)
+        damaged, again = store.versions.place(entry), f"nexo-lsp models pull {plan.name}"
         mend = f"set nexo.offline to false, then {again}" if settings.offline else again
-        yield Check("model", _FILE, "problem", said, mend)
+        yield Check(
+            "model", _FILE, "problem", f"{damaged} {known_problem(entry, damaged) or 'is damaged'}", mend
+        )
         return
     except ModelError as error:
         yield Check("model", _FILE, "problem", str(error), "nexo-lsp models list")
@@ -84,7 +87,7 @@ def _missing(
     elif settings.offline:
         text = "is not here, and nexo.offline allows no download"
         mend = f"set nexo.offline to false, then {pull}; or {by_hand}"
-    elif hub_is_offline(environ) and entry is not None and not entry.mirror:
+    elif entry is not None and not _has_source(entry, environ):
         text = "is not here, and HF_HUB_OFFLINE keeps it from being fetched"
         mend = f"unset HF_HUB_OFFLINE, then {pull}; or {by_hand}"
     elif settings.models.auto_download == "never":
@@ -96,6 +99,12 @@ def _missing(
         mend = f"{pull}, which needs a network; without one {by_hand}"
     yield Check("model", _FILE, state, f"{name} {text}", mend)
     yield from _room(store.folder, entry, looks)
+
+
+def _has_source(entry: CatalogEntry, environ: Mapping[str, str]) -> bool:
+    """Whether anybody would be asked for a model: `HF_HUB_OFFLINE` leaves mirrors and what the user names."""
+    named = environ.get("NEXO_MODEL_DIR") or environ.get("NEXO_MODEL_URL")
+    return bool(named or entry.mirror) or not hub_is_offline(environ)
 
 
 def _room(folder: Path, entry: CatalogEntry | None, looks: Looks) -> Iterator[Check]:

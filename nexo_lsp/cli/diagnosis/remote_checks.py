@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nexo_lsp.cli.check import Check
-from nexo_lsp.errors import SettingsError, UsageError
+from nexo_lsp.errors import SettingsError
 from nexo_lsp.runtime import keys
 from nexo_lsp.safety import redaction
 from nexo_lsp.settings import Settings
 
 if TYPE_CHECKING:
-    # It brings an HTTP library along.
     from nexo_lsp.cli.remote import Tried
+    from nexo_lsp.engines.remote.endpoint import Address
 
 _AREA = "remote"
 _INSTALL = 'pip install "nexo-lsp[remote]"'
@@ -42,15 +42,23 @@ def remote(settings: Settings, environ: Mapping[str, str]) -> Iterator[Check]:
     yield _keyring()
 
 
-def _endpoint(url: str, environ: Mapping[str, str]) -> Check:
+def _address(url: str) -> Address | str:
+    """An endpoint taken apart, or why it is none."""
     # It brings an HTTP library along.
     from nexo_lsp.engines.remote.endpoint import Address
 
     try:
-        address = Address.of(url)
+        return Address.of(url)
     except SettingsError as error:
-        mend = "correct nexo.remote.endpoints in your own settings"
-        return Check(_AREA, "server", "problem", str(error), mend)
+        return str(error)
+
+
+def _endpoint(url: str, environ: Mapping[str, str]) -> Check:
+    address = _address(url)
+    if isinstance(address, str):
+        return Check(
+            _AREA, "server", "problem", address, "correct nexo.remote.endpoints in your own settings"
+        )
     found = next((name for name in keys.variables(address.host) if environ.get(name, "").strip()), None)
     key = f"its key is in {found}" if found else "its key, if it wants one, would be in the keyring"
     if address.encrypted or address.loopback:
@@ -84,12 +92,9 @@ async def connected(settings: Settings) -> tuple[Check, ...]:
     from nexo_lsp.cli.remote import try_all
     from nexo_lsp.runtime.providers.remote import options_of
 
-    try:
-        tried = await try_all(wanted.endpoints, replace(options_of(wanted), attempts=1))
-    except UsageError:
-        # It is told as a wrong address already.
-        return ()
-    return tuple(map(_answered, tried))
+    # One that is no address was told already.
+    urls = tuple(url for url in wanted.endpoints if not isinstance(_address(url), str))
+    return tuple(map(_answered, await try_all(urls, replace(options_of(wanted), attempts=1))))
 
 
 def _answered(tried: Tried) -> Check:

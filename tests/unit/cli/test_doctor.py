@@ -22,7 +22,7 @@ from nexo_lsp.cli.program import build
 from nexo_lsp.engines.llama.tuning import BatchTime, Figures, PromptSpeed, StepTime
 from nexo_lsp.folders import Folders
 from nexo_lsp.generation import Operation
-from nexo_lsp.runtime.environment import Battery, Gpu, GpuBackend
+from nexo_lsp.runtime.environment import Battery, Gpu, GpuBackend, Platform
 from nexo_lsp.settings import Settings
 from tests.unit.cli.doctors import LAPTOP, QUICK, checks, default_entry, put_model, report
 
@@ -178,6 +178,8 @@ def test_the_machine(home: Path) -> None:
     assert machine["battery"] == "41 %, in use; review pauses below 30 %"
     assert machine["container"] == "podman"
     assert machine["allowed"] == "no network (nexo.offline), processes"
+    phone = report(home, replace(LAPTOP, platform=Platform.ANDROID, battery=battery))
+    assert checks(phone)["battery"].value == "41 %, in use; review pauses below 40 %"
     calm = {check.name: check.value for check in report(home, NEXO_REVIEW_PAUSE_BELOW_BATTERY="0").checks}
     assert calm["battery"] == "none"
 
