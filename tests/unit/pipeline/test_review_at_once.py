@@ -12,7 +12,7 @@ import pytest
 from nexo_lsp.documents import Snapshot
 from nexo_lsp.engines.llama.grammar import grammar
 from nexo_lsp.errors import PromptTooLong
-from nexo_lsp.generation import ChatPrompt, FinishReason, Piece, Request, Usage
+from nexo_lsp.generation import ChatPrompt, FinishReason, Operation, Piece, Request, Usage
 from nexo_lsp.pipeline.findings import Finding
 from nexo_lsp.pipeline.review import ReviewProgress
 from tests.unit.pipeline.conftest import Desk, MakeDesk
@@ -69,7 +69,7 @@ class OneByOne:
     def __init__(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answers: dict[str, asyncio.Future[str]] = {}
         self.requests: list[Request] = []
-        monkeypatch.setattr(desk.app.engine(), "stream", self.stream)
+        monkeypatch.setattr(desk.app.engine(Operation.REVIEW), "stream", self.stream)
 
     async def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
         self.requests.append(request)
