@@ -72,13 +72,14 @@ def select(
     excluded: list[Excluded] = []
     for provider in providers:
         traits = provider.traits()
-        against = _against(provider, traits, environment, needs, policy)
+        against = _against(provider, traits, environment, policy)
         if against:
             excluded.append(Excluded(provider.name, against))
             continue
         found = provider.probe()
-        if not found.usable:
-            excluded.append(Excluded(provider.name, found.reason))
+        against = found.reason if not found.usable else _lacking(provider, traits, environment, needs, policy)
+        if against:
+            excluded.append(Excluded(provider.name, against))
             continue
         ranked.append(Candidate(provider, score(traits, environment, needs), found.reason))
     ranked.sort(key=_rank)
@@ -91,9 +92,7 @@ def _rank(candidate: Candidate) -> tuple[float, float, int]:
     return -candidate.score.points, -candidate.score.tokens_per_s, place
 
 
-def _against(
-    provider: Provider, traits: Traits, environment: Environment, needs: Needs, policy: Policy
-) -> str:
+def _against(provider: Provider, traits: Traits, environment: Environment, policy: Policy) -> str:
     """Why a provider may not be used whatever it says itself; empty if it may.
 
     What keeps code on this machine is decided here, for all providers alike.
@@ -111,12 +110,13 @@ def _against(
         return "it needs a network, and nexo.offline is on"
     if traits.processes and not environment.processes:
         return f"it needs processes, which {environment.platform.value} does not allow"
-    return _lacking(provider, traits, environment, needs, policy)
+    return ""
 
 
 def _lacking(
     provider: Provider, traits: Traits, environment: Environment, needs: Needs, policy: Policy
 ) -> str:
+    """What a usable provider cannot do here; empty if it can do all."""
     room = policy.memory_bytes or environment.free_bytes
     if traits.memory_bytes and room and traits.memory_bytes > room:
         return f"it wants {traits.memory_bytes / 1e6:,.0f} MB of memory, and {room / 1e6:,.0f} MB may be used"
