@@ -153,7 +153,7 @@ class EngineRoom:
     def engine(self, operation: Operation) -> Engine:
         """The engine of an operation; raises `EngineUnavailable` with the reasons if there is none."""
         engine = self.engines.engine(operation)
-        if self._hooks.lasting and self._loads_a_file(operation):
+        if self._hooks.lasting and self.loads_a_file(operation):
             if not self._looked_for_gpus:
                 self._looked_for_gpus = True
                 self._hooks.keep(self.find_gpus())
@@ -197,14 +197,19 @@ class EngineRoom:
             return None
         return self._models[operation].reference
 
-    def model(self, operation: Operation) -> ModelChoice:
-        """The model that was chosen for an operation, whether or not its engine needs one, with reasons."""
+    def choice(self, operation: Operation) -> ModelChoice:
+        """The model that an operation would get from an engine that needs a file, and how it was chosen."""
         return self._models[operation]
+
+    def measured_tokens_per_s(self, operation: Operation) -> float | None:
+        """How quickly its model was found to write here; None where nobody measured."""
+        entry = self._models[operation].entry
+        return self._measured(entry) if entry is not None else None
 
     def infill_of(self, operation: Operation) -> InfillWords:
         """The family of an operation's model, and the tokens that its file names."""
         choice = self._models[operation]
-        if not self._loads_a_file(operation):
+        if not self.loads_a_file(operation):
             return "", None
         if choice.entry is not None:
             return choice.entry.family, None
@@ -214,7 +219,7 @@ class EngineRoom:
         """Look into model files that no catalogue knows, once each, as soon as they are here."""
         for operation, choice in self._models.items():
             known = choice.entry is not None or choice.reference in self._words
-            if known or not self._loads_a_file(operation):
+            if known or not self.loads_a_file(operation):
                 continue
             with suppress(ModelError):
                 self._words[choice.reference] = await self._offload(
@@ -227,7 +232,8 @@ class EngineRoom:
         profile = profile_of(self.store.locate(reference), self._catalog.entries)
         return profile.family, profile.infill_texts
 
-    def _loads_a_file(self, operation: Operation) -> bool:
+    def loads_a_file(self, operation: Operation) -> bool:
+        """Whether the engine of an operation needs a model file of this machine."""
         provider = self.selection(operation).provider
         return provider is not None and provider.name not in _NO_MODEL_FILE
 
@@ -258,7 +264,7 @@ class EngineRoom:
         return tuple(said)
 
     def _why(self, operation: Operation) -> tuple[str, ...]:
-        model = self._models[operation].reasons if self._loads_a_file(operation) else ()
+        model = self._models[operation].reasons if self.loads_a_file(operation) else ()
         return (*self.selection(operation).reasons, *model)
 
     def _plan_of(self, operation: Operation) -> tuple[object, ...]:

@@ -5,26 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from nexo_lsp.app import Fetch, create_app
-from nexo_lsp.cli.check import Check, State
-from nexo_lsp.cli.checks import everything
+from nexo_lsp.cli.diagnosis.checks import everything
+from nexo_lsp.cli.diagnosis.drawing import draw
+from nexo_lsp.cli.diagnosis.looks import Looks
+from nexo_lsp.cli.diagnosis.plan import read_plan
+from nexo_lsp.cli.diagnosis.report import Report, as_data
 from nexo_lsp.cli.exit_codes import ExitCode, reported
 from nexo_lsp.errors import ModelMissing
-
-_MARKS: dict[State, tuple[str, str]] = {
-    "ok": ("ok", "green"),
-    "warning": ("look", "yellow"),
-    "problem": ("wrong", "bold red"),
-}
+from nexo_lsp.runtime.environment import Environment
 
 
 def doctor(
@@ -36,10 +32,18 @@ def doctor(
             help="Measure the model on this machine, and remember what suits it: takes half a minute.",
         ),
     ] = False,
+    connect: Annotated[
+        bool,
+        typer.Option(
+            "--connect",
+            help="Ask the servers of nexo.remote.endpoints too, if they are on. Nothing of yours is sent.",
+        ),
+    ] = False,
 ) -> None:
-    """Show what machine, engine, model, Python and grammars there are, and what is wrong.
+    """Show the machine, which engine and model each operation gets and why, and what is wrong.
 
-    Exit codes: 0 nothing is wrong, 1 something is (of --tune: the machine is too busy to be measured).
+    It asks nothing of any network, except with --connect. Exit codes: 0 nothing is wrong, 1 something is (of
+    --tune: the machine is too busy to be measured).
     """
     with reported():
         if tune:
@@ -48,14 +52,12 @@ def doctor(
             if not run(os.environ, as_json=as_json):
                 raise typer.Exit(ExitCode.FOUND)
             return
-        checks = asyncio.run(_examine())
+        report = asyncio.run(examine(os.environ, connect=connect))
         if as_json:
-            typer.echo(
-                json.dumps({"ok": _well(checks), "checks": [asdict(check) for check in checks]}, indent=2)
-            )
+            typer.echo(json.dumps(as_data(report), indent=2))
         else:
-            _print(checks)
-        if not _well(checks):
+            draw(Console(highlight=False), report)
+        if not report.well:
             raise typer.Exit(ExitCode.FOUND)
 
 
@@ -72,35 +74,24 @@ class _SilentHost:
         """What there is to say comes from the checks."""
 
 
-async def _examine() -> list[Check]:
-    app = create_app(os.environ, _SilentHost())
+async def examine(
+    environ: Mapping[str, str],
+    environment: Environment | None = None,
+    looks: Looks | None = None,
+    *,
+    connect: bool = False,
+) -> Report:
+    """Look at everything: at this machine, or at the one that `environment` and `looks` describe."""
+    app = create_app(environ, _SilentHost(), environment=environment)
     try:
-        app.configure(())
-        status = app.status()
-        return list(everything(app.resolved, app.folders, os.environ, status.engine, status.reasons))
+        if environment is None:
+            await app.room.find_gpus()
+        plan = read_plan(app.room, app.settings, app.folders)
+        checks = [*everything(app, environ, plan, looks or Looks())]
+        if connect:
+            from nexo_lsp.cli.diagnosis.remote_checks import connected
+
+            checks += await connected(app.settings)
+        return Report(app.room.environment, plan, tuple(checks))
     finally:
         await app.close()
-
-
-def _well(checks: Iterable[Check]) -> bool:
-    return all(check.state != "problem" for check in checks)
-
-
-def _print(checks: list[Check]) -> None:
-    console = Console(highlight=False)
-    width = max(len(check.name) for check in checks)
-    area = ""
-    for check in checks:
-        if check.area != area:
-            area = check.area
-            console.print(
-                Text(f"\n{area.capitalize()}" if area != checks[0].area else area.capitalize(), "bold")
-            )
-        mark, style = _MARKS[check.state]
-        line = Text.assemble("  ", (f"{mark:<5}", style), f"  {check.name:<{width}}  {check.value}")
-        console.print(line, soft_wrap=True)
-        if check.mend:
-            console.print(Text.assemble(" " * (width + 11), ("→ ", "cyan"), check.mend), soft_wrap=True)
-    wrong = sum(1 for check in checks if check.state == "problem")
-    verdict = f"{wrong} things are wrong" if wrong > 1 else "1 thing is wrong" if wrong else "All is well"
-    console.print(Text(f"\n{verdict}.", "bold red" if wrong else "bold green"))

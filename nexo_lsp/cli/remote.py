@@ -78,7 +78,7 @@ def test(
             raise UsageError("There is no server to test; name one, or set nexo.remote.endpoints.")
         for one in urls:
             _host(one)
-        tried = asyncio.run(_try_all(urls, replace(options_of(remote), attempts=1)))
+        tried = asyncio.run(try_all(urls, replace(options_of(remote), attempts=1)))
         if as_json:
             typer.echo(json.dumps([asdict(one) for one in tried], indent=2))
         else:
@@ -111,7 +111,8 @@ class Tried:
     first_token_ms: float | None = None
 
 
-async def _try_all(urls: tuple[str, ...], options: RemoteOptions) -> list[Tried]:
+async def try_all(urls: tuple[str, ...], options: RemoteOptions) -> list[Tried]:
+    """Ask each server for one token. Raises `UsageError` for what is no address."""
     return list(await asyncio.gather(*(_try(url, options) for url in urls)))
 
 

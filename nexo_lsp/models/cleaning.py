@@ -155,14 +155,14 @@ class Cleaning:
 
     def _partials(self) -> Iterator[Waste]:
         for path in sorted(self._folder.glob("*.partial")):
-            if path.is_file() and not self._is_fetched(path):
+            if path.is_file() and not self.is_fetched(path):
                 yield Waste("partial", path, size_of(path), "its download has ended before its end")
         for path in sorted(self._folder.glob("*.parts")):
-            if path.is_dir() and not self._is_fetched(path):
+            if path.is_dir() and not self.is_fetched(path):
                 yield Waste("partial", path, sum(_tree(path)), "its download has ended before its end")
 
-    def _is_fetched(self, path: Path) -> bool:
-        """Whether somebody is fetching the model that `path` belongs to."""
+    def is_fetched(self, path: Path) -> bool:
+        """Whether some process is fetching the model that `path` (the file, or a part) belongs to."""
         lock = filelock.FileLock(self._lock_of(path), timeout=0)
         if not Path(lock.lock_file).exists():
             return False
@@ -194,7 +194,7 @@ class Cleaning:
             if path.name.endswith(".new") and time.time() - _written_at(path) > _NEW_S:
                 yield Waste("leftover", path, size_of(path), "it was being written when its process died")
             unneeded = path.name.endswith(".gguf.lock") and not _parts_and_versions(path.with_suffix(""))
-            if unneeded and not self._is_fetched(path):
+            if unneeded and not self.is_fetched(path):
                 yield Waste("leftover", path, size_of(path), "the model that it is for is gone")
         for path in self._leases.dead():
             yield Waste("leftover", path, size_of(path), "the process that used the model has died")

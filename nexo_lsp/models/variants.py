@@ -88,6 +88,10 @@ class Choice:
     """Why not each of the better ones."""
     fits: bool = True
     """False if it is only the smallest of those that are too large."""
+    rank: str = ""
+    """What made it first, without figures: "the best for desktop, balanced"."""
+    seen: Seen | None = None
+    """The figures that decided; None where none did."""
 
 
 @cache
@@ -116,18 +120,25 @@ def choose(
     entries = [entry for name in table.of(prefer) if (entry := known.get(name)) is not None and only(entry)]
     rejected: list[str] = []
     for entry in entries:
-        seen = _Seen(entry, host, table, measured(entry), pace)
+        seen = Seen(entry, host, table, measured(entry), pace)
         against = seen.against(slowest)
         if not against:
-            why = f"{entry.name}: the best for {host.form}, {prefer}: {seen.why}"
-            return Choice(entry, table.context_tokens, why, tuple(rejected))
+            rank = f"the best for {host.form}, {prefer}"
+            why = f"{entry.name}: {rank}: {seen.why}"
+            return Choice(entry, table.context_tokens, why, tuple(rejected), rank=rank, seen=seen)
         rejected.append(f"{entry.name}: {against}")
     if not entries:
         return None
     smallest = min(entries, key=lambda entry: entry.weight_bytes)
-    seen = _Seen(smallest, host, table, measured(smallest), pace)
-    why = f"{smallest.name}: the smallest for {host.form}, though nothing suits: {seen.why}"
-    return Choice(smallest, table.context_tokens, why, tuple(rejected), fits=False)
+    seen = Seen(smallest, host, table, measured(smallest), pace)
+    rank = f"the smallest for {host.form}, though nothing suits"
+    why = f"{smallest.name}: {rank}: {seen.why}"
+    return Choice(smallest, table.context_tokens, why, tuple(rejected), fits=False, rank=rank, seen=seen)
+
+
+def look_at(entry: CatalogEntry, host: Host, measured: float | None = None) -> Seen:
+    """What a model is on a machine; `measured` are tokens a second."""
+    return Seen(entry, host, tables()[host.form], measured)
 
 
 def _pace(catalog: Sequence[CatalogEntry], measured: Callable[[CatalogEntry], float | None]) -> float | None:
@@ -158,12 +169,12 @@ def budget_of(host: Host) -> int:
 
 def least_bytes(entry: CatalogEntry, host: Host) -> int:
     """What an engine takes of the machine's memory with the smallest context; 0 while the size is unknown."""
-    return _Seen(entry, host, tables()[host.form]).least
+    return Seen(entry, host, tables()[host.form]).least
 
 
 def beside(host: Host, entry: CatalogEntry) -> Host | None:
     """What is left of a machine for a second model while it has `entry` in memory; None if nothing is."""
-    seen = _Seen(entry, host, tables()[host.form])
+    seen = Seen(entry, host, tables()[host.form])
     # The server is there once.
     left = budget_of(host) - seen.taken + SERVER_BYTES
     free = host.free_bytes - seen.least
@@ -178,7 +189,7 @@ def beside(host: Host, entry: CatalogEntry) -> Host | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class Seen:
     """A model on a machine."""
 
     entry: CatalogEntry

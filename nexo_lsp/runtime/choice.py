@@ -45,6 +45,10 @@ class ModelChoice:
     """What the catalogue says of it; None for a file that it does not know."""
     least_bytes: int = 0
     """What an engine takes of the machine's memory with it at the least; 0 if unknown."""
+    taken: Choice | None = None
+    """How the table came to it; None where the settings name the model."""
+    best: Choice | None = None
+    """What the table would take if everything were here: the same, or what is better."""
 
 
 def kind_of(settings: Settings, operation: Operation) -> EngineKind:
@@ -183,7 +187,13 @@ def _first(best: Choice, catalog: Sequence[CatalogEntry]) -> Choice:
     small = next((entry for entry in catalog if entry.name == DEFAULT_MODEL), None)
     if small is None or best.entry.size <= 1.5 * small.size:
         return best
-    return Choice(small, best.context_tokens, f"{small.name}: quickly here", ())
+    return Choice(
+        small,
+        best.context_tokens,
+        f"{small.name}: quickly here",
+        (),
+        rank="small, so that it is quickly here",
+    )
 
 
 def _made(now: Choice, best: Choice, host: Host) -> ModelChoice:
@@ -193,4 +203,6 @@ def _made(now: Choice, best: Choice, host: Host) -> ModelChoice:
         reasons.append(f"better would be {best.reason}")
     reasons += [f"not {text}" for text in best.rejected]
     least = least_bytes(now.entry, host)
-    return ModelChoice(now.entry.name, tuple(reasons), better, _context_bound(host), now.entry, least)
+    return ModelChoice(
+        now.entry.name, tuple(reasons), better, _context_bound(host), now.entry, least, now, best
+    )

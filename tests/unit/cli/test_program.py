@@ -12,16 +12,11 @@ import typer
 from typer.testing import CliRunner
 
 from nexo_lsp import __version__, settings
-from nexo_lsp.cli.check import Check
-from nexo_lsp.cli.checks import engine, model, places
 from nexo_lsp.cli.exit_codes import reported
 from nexo_lsp.cli.program import build
 from nexo_lsp.cli.serve import address
 from nexo_lsp.cli.settings_page import allowed
 from nexo_lsp.errors import EngineCrashed, UsageError
-from nexo_lsp.folders import Folders
-from nexo_lsp.models.store import ModelStore
-from nexo_lsp.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -126,113 +121,6 @@ def test_errors_are_one_line_and_an_exit_code(capsys: pytest.CaptureFixture[str]
     with pytest.raises(typer.Exit) as ended, reported():
         raise KeyboardInterrupt
     assert ended.value.exit_code == 130
-
-
-def test_doctor_with_nothing_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEXO_ENGINE", "mock")
-    code, out, _ = run("doctor", "--json")
-    data = json.loads(out)
-    assert (code, data["ok"]) == (0, True)
-    areas = {check["area"] for check in data["checks"]}
-    assert areas == {"machine", "settings", "engine", "grammars", "folders"}
-    grammars = {check["name"] for check in data["checks"] if check["area"] == "grammars"}
-    assert {"python", "typescript", "kotlin", "cpp"} <= grammars
-    code, text, _ = run("doctor")
-    assert code == 0
-    assert text.splitlines()[-1] == "All is well."
-
-
-def test_doctor_names_a_wrong_setting_and_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEXO_ENGINE", "mock")
-    monkeypatch.setenv("NEXO_HOVER_WAIT_MS", "soon")
-    code, out, _ = run("doctor", "--json")
-    assert code == 1
-    (wrong,) = [check for check in json.loads(out)["checks"] if check["state"] == "problem"]
-    assert wrong["name"] == "nexo.hover.waitMs"
-    assert wrong["mend"]
-    code, text, _ = run("doctor")
-    assert code == 1
-    assert text.splitlines()[-1] == "1 thing is wrong."
-
-
-def test_doctor_without_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    check, compiler = engine("none", (), "auto")
-    assert check.state == "problem"
-    assert 'pip install "nexo-lsp[native]"' in check.mend
-    assert (compiler.name, compiler.state) == ("compiler", "ok")
-
-
-@pytest.mark.parametrize(
-    ("platform", "state", "mend"),
-    [
-        ("linux", "problem", "apt-get install gcc g++"),
-        ("darwin", "problem", "xcode-select --install"),
-        ("win32", "warning", "BuildTools"),
-    ],
-)
-def test_doctor_without_a_compiler(
-    monkeypatch: pytest.MonkeyPatch, platform: str, state: str, mend: str
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    monkeypatch.setattr("shutil.which", lambda _name: None)
-    monkeypatch.setattr("sys.platform", platform)
-    _, compiler = engine("none", (), "auto")
-    assert compiler.state == state
-    assert mend in compiler.mend
-
-
-def test_doctor_with_an_engine_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = subprocess.CompletedProcess([], -4, "", "")
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
-    monkeypatch.setattr("importlib.metadata.version", lambda _name: "0.3.99")
-    monkeypatch.setattr("nexo_lsp.cli.checks.subprocess.run", lambda *_words, **_options: failed)
-    (check,) = engine("native", (), "native")
-    assert check.state == "problem"
-    assert "crashed (exit code -4)" in check.value
-    assert check.mend.startswith("pip install")
-
-
-def checks_of_model(folder: Path, **changes: object) -> list[Check]:
-    chosen = Settings.model_validate({"models": {"autoDownload": "never"}, **changes})
-    return list(model(ModelStore(folder, {}), chosen))
-
-
-def test_doctor_on_models(tmp_path: Path) -> None:
-    (missing,) = checks_of_model(tmp_path)
-    assert missing.state == "problem"
-    assert missing.mend.startswith("nexo-lsp models pull")
-    (fetched,) = checks_of_model(tmp_path, models={"autoDownload": "ask"})
-    assert fetched.state == "warning"
-    (unknown,) = checks_of_model(tmp_path, model="gpt")
-    assert (unknown.state, unknown.mend) == ("problem", "nexo-lsp models list")
-    entry = ModelStore(tmp_path, {}).entry_for("auto")
-    assert entry is not None
-    (tmp_path / entry.file).write_bytes(b"GGUF")
-    (corrupt,) = checks_of_model(tmp_path)
-    assert (corrupt.state, corrupt.mend) == ("problem", "nexo-lsp models verify")
-    own = tmp_path / "own.gguf"
-    own.write_bytes(b"GGUF")
-    assert checks_of_model(tmp_path, model=str(own))[0].state == "ok"
-
-
-def test_doctor_on_folders(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    found = {
-        check.name: check
-        for check in places(Folders(tmp_path / "m", tmp_path / "file" / "s", tmp_path, tmp_path))
-    }
-    assert found["models"].state == "ok"
-    assert found["state"].state == "problem"
-    assert "NEXO_HOME" in found["state"].mend
-    assert list(tmp_path.iterdir()) == [tmp_path / "file"], "looking makes nothing"
-
-
-def test_doctor_on_a_broken_database(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "nexo.db").mkdir()
-    found = {check.name: check for check in places(Folders(tmp_path, tmp_path, tmp_path, tmp_path))}
-    assert found["database"].state == "problem"
 
 
 def program(*words: str, before: str = "", stdout: int | None = None) -> subprocess.CompletedProcess[str]:

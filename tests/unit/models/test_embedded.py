@@ -13,12 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from nexo_lsp.cli.checks import model
 from nexo_lsp.errors import ModelCorrupt, ModelError
 from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.embedded import EmbeddedModels, Place, Program, package_places, places
 from nexo_lsp.models.store import ModelStore
-from nexo_lsp.settings import Settings
 from tests.engine.tiny_gguf import write_tiny_model
 
 MakeEntry = Callable[..., CatalogEntry]
@@ -185,11 +183,3 @@ def test_the_command_line_shows_where_it_lies(tmp_path: Path, gguf: bytes) -> No
         check=True,
     ).stdout
     assert f"my-own.gguf came with the program: {folder / 'my-own.gguf'}" in said
-
-
-def test_the_doctor_is_content_with_it(tmp_path: Path, make_entry: MakeEntry, payload: bytes) -> None:
-    embedded = _put(tmp_path / "shipped", "tiny-coder.gguf", payload)
-    store = _store(tmp_path, make_entry(), embedded.parent)
-    first = next(model(store, Settings(model="tiny-coder")))
-    assert (first.state, first.mend) == ("ok", "")
-    assert f"{embedded} (1.3 MB, came with the program)" in first.value

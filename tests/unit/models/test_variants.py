@@ -130,6 +130,11 @@ def test_each_reason_against_a_model() -> None:
     assert choose(DESKTOP, "balanced", CATALOG, only=lambda _entry: False) is None
 
 
+def test_the_least_is_what_the_engine_itself_asks_for() -> None:
+    # With a limit of 640 MiB it said that 698 are needed, and with 700 it ran.
+    assert 698 <= least_bytes(entry(SMALL), DESKTOP) / 2**20 <= 705
+
+
 def test_only_what_may_be_taken_is_chosen() -> None:
     found = choose(DESKTOP, "balanced", CATALOG, lambda model: model.name == SMALL)
     assert found is not None

@@ -166,7 +166,7 @@ def decided(room: EngineRoom, operation: Operation, expected: Answer, settings: 
         refusal = expected.refusal if expected.refusal and expected.refusal in said else said
         return replace(expected, engines=(), model="", better="", context=0, threads=0, refusal=refusal)
     context, threads, model, better = provider.capabilities().context_tokens, 0, "", ""
-    choice = room.model(operation)
+    choice = room.choice(operation)
     if provider.name in {"native", "mobile", "docker"}:
         model, better = _short(choice.reference), _short(choice.better.name) if choice.better else ""
     engine = provider.create_engine(lambda _status: None) if provider.name in {"native", "mobile"} else None

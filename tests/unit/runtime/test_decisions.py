@@ -25,7 +25,7 @@ def test_what_a_machine_gets(case: Case, tmp_path: Path, monkeypatch: pytest.Mon
     for operation in Operation:
         expected = case.expected(operation)
         found = decided(room, operation, expected, settings)
-        reasons = "\n  ".join((*room.selection(operation).reasons, *room.model(operation).reasons))
+        reasons = "\n  ".join((*room.selection(operation).reasons, *room.choice(operation).reasons))
         assert found == expected, f"{case.name}, {operation}, for these reasons:\n  {reasons}"
         if not expected.engines:
             with pytest.raises(EngineUnavailable, match=r"\w"):

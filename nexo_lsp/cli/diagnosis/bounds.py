@@ -43,9 +43,8 @@ def _devices(said: Mapping[str, Any]) -> Iterator[Check]:
         free, total = size_text(device["free_bytes"]), size_text(device["total_bytes"])
         name = device["description"] or device["name"]
         yield Check("bounds", "GPU", "ok", f"{name}, {free} of {total} free")
-    if not said["devices"]:
-        where = "found, though this build could use one" if said["offload"] else "that this build can use"
-        yield Check("bounds", "GPU", "ok", f"none {where}")
+    if said["offload"] and not said["devices"]:
+        yield Check("bounds", "GPU", "ok", "none found, though this build could use one")
 
 
 def _outlook(outlook: Mapping[str, Any]) -> Iterator[Check]:

@@ -1,0 +1,1 @@
+"""What `nexo-lsp doctor` finds out, as data, and how it is drawn."""
