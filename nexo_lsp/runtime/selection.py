@@ -37,6 +37,8 @@ class Excluded:
 
     name: str
     reason: str
+    asked_for: bool = True
+    """False if the settings name another one: then nobody wonders why it is not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class Selection:
     def require(self) -> Provider:
         """The best provider; raises `EngineUnavailable` with the reasons if there is none."""
         if not self.ranked:
-            raise EngineUnavailable(" ".join(self.reasons))
+            wanted = [one for one in self.excluded if one.asked_for] or self.excluded
+            raise EngineUnavailable(" ".join(f"{one.name}: {one.reason}." for one in wanted))
         return self.ranked[0].provider
 
 
@@ -74,7 +77,8 @@ def select(
         traits = provider.traits()
         against = _against(provider, traits, environment, policy)
         if against:
-            excluded.append(Excluded(provider.name, against))
+            asked_for = policy.kind in {"auto", provider.name}
+            excluded.append(Excluded(provider.name, against, asked_for))
             continue
         found = provider.probe()
         # Whether it is there comes first: what is not there lacks everything else too.

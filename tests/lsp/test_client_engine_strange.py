@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,8 @@ async def test_taking_the_engine_away_ends_what_runs_and_it_may_come_back(
     client.withdraw()
     for ended in await asyncio.gather(*reviews, return_exceptions=True):
         assert isinstance(ended, JsonRpcException)
-        assert "took its engine away" in str(ended)
+        # What had not begun is planned anew, and finds none.
+        assert re.search("took its engine away|offers no engine of its own", str(ended))
     assert client.cancelled == []
     with pytest.raises(JsonRpcException, match="no engine of its own"):
         await editor.review(uri)
@@ -152,7 +154,7 @@ async def test_an_engine_elsewhere_is_not_asked_without_consent(
     client = await start_engine_client(local=False)
     editor = client.editor
     uri = editor.open("a.py", LAST)
-    with pytest.raises(JsonRpcException, match=r"nexo\.remote\.enabled is off"):
+    with pytest.raises(JsonRpcException, match=r"nexo\.remote\.enabled"):
         await editor.review(uri)
     assert client.asked == []
 
