@@ -57,6 +57,15 @@ def test_what_is_named_is_taken_and_nothing_else() -> None:
     assert [one.name for one in found.excluded] == ["native"]
 
 
+def test_who_named_one_reads_nothing_of_the_others() -> None:
+    providers = [Fake("native"), Fake("docker", says=Availability(False, "no Docker is here"))]
+    found = select(providers, LAPTOP, ACTION, Policy(kind="docker"))
+    with pytest.raises(EngineUnavailable) as raised:
+        found.require()
+    assert str(raised.value) == "docker: no Docker is here."
+    assert any(reason.startswith("native:") for reason in found.reasons)
+
+
 def test_unknown_memory_excludes_nobody() -> None:
     unknown = Environment(Platform.ANDROID, "arm64")
     assert select([Fake("native", Traits(memory_bytes=10**12))], unknown, ACTION, Policy()).provider
