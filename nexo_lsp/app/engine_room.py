@@ -129,7 +129,7 @@ class EngineRoom:
         settings = self._settings()
         offers: dict[Operation, Sequence[Offer]] = {}
         policies: dict[Operation, Policy] = {}
-        made: dict[tuple[str, int], Sequence[Offer]] = {}
+        made: dict[tuple[str, int, int], Sequence[Offer]] = {}
         # Asked of each model several times in one plan; it may read a file.
         measured = cache(self._measured)
         for operation in Operation:
@@ -137,7 +137,7 @@ class EngineRoom:
                 settings, operation, self.environment, self._catalog.entries, self._is_here, measured
             )
             self._models[operation] = choice
-            same = choice.reference, choice.context_tokens
+            same = choice.reference, choice.context_tokens, choice.least_bytes
             offers[operation] = made.setdefault(same, self._offers(settings, choice))
             policies[operation] = Policy(
                 kind=kind_of(settings, operation),
