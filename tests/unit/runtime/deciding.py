@@ -227,7 +227,7 @@ def _about(case: Case) -> str:
     cores = f"{machine.performance_cores} of {machine.physical_cores} cores"
     if machine.performance_cores == machine.physical_cores:
         cores = f"{machine.physical_cores} core{'s' if machine.physical_cores > 1 else ''}"
-    memory = f"{machine.total_bytes / size:.3g} GiB of memory, {machine.free_bytes / size:.2g} free"
+    memory = f"{machine.total_bytes / size:.3g} GiB of memory, {machine.free_bytes / size:.3g} free"
     told = [
         f"{machine.platform.value}, {machine.architecture}{', emulated' if machine.emulated else ''}",
         cores,
