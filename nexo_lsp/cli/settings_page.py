@@ -32,6 +32,10 @@ _ENVIRONMENT = """
 | `NEXO_HOME` | Keeps models, database and logs under this one folder, instead of the platform's own places. |
 | `NEXO_LOG` | The level of the log: `debug`, `info`, `warning`, `error`. |
 | `NEXO_WS_TOKEN` | What a web socket has to present (`nexo-lsp serve --ws`). |
+| `NEXO_MODEL_DIR`, `NEXO_MODEL_URL` | A folder, or an address, that models are taken from first. |
+| `NEXO_MODELS_EMBEDDED` | A folder of models that came with the program; used where they lie. |
+| `NEXO_PLATFORM` | `console`: what an embedder says of a machine that does not tell it. |
+| `NEXO_REMOTE_API_KEY`, `NEXO_REMOTE_API_KEY_HOST` | The key of remote servers, or of one (docs/remote.md). |
 | `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` | Where and whether models are fetched from the Hub. |
 """
 
