@@ -147,6 +147,8 @@ class Piece:
     """Tokens made so far for this request."""
     finish: FinishReason | None = None
     usage: Usage | None = None
+    stand_in: bool = False
+    """Of the last piece: whether another engine than the one that was chosen made the answer."""
 
 
 @dataclass(frozen=True, slots=True)

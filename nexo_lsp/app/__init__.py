@@ -111,6 +111,7 @@ class App:
                 keep=lambda work: _keep(self._background, work),
                 on_status=self._tell,
                 notice=lambda text: host.notice(text, "warning"),
+                free_bytes=lambda: read_environment().free_bytes,
                 lasting=lasting,
             ),
         )
@@ -251,15 +252,15 @@ class App:
         if not (settings.hover.enabled and settings.hover.explain):
             self.hovers.stop()
 
-    def status(self) -> Status:
-        """The present state; never blocks."""
-        engine = self.room.status(Operation.ACTION)
+    def status(self, operation: Operation = Operation.ACTION) -> Status:
+        """The present state, seen from one operation; never blocks."""
+        engine = self.room.status(operation)
         waits = self._power.waiting_for
         return Status(
             enabled=self.settings.enable,
             engine=engine.name,
             state=engine.state,
-            model=self.room.model_name(Operation.ACTION),
+            model=self.room.model_of(operation, engine),
             device=engine.device,
             queued=engine.queued,
             running=engine.running,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nexo_lsp.engines.client_port import ClientPort
 from nexo_lsp.engines.engine import Engine
 from nexo_lsp.engines.llama.threaded import spawn_in_thread
-from nexo_lsp.errors import ModelError
+from nexo_lsp.errors import EngineUnavailable, ModelError
 from nexo_lsp.folders import Folders
 from nexo_lsp.generation import EngineState, EngineStatus, Operation
 from nexo_lsp.models.catalog import CatalogEntry, load_catalog
@@ -57,6 +58,8 @@ class Hooks:
     """Called when an engine's state has changed."""
     notice: Callable[[str], None]
     """Tells the user one thing."""
+    free_bytes: Callable[[], int]
+    """Reads how much memory is free."""
     lasting: bool
     """Whether this app lives long: then a better model may be fetched while another one answers."""
 
@@ -85,6 +88,7 @@ class EngineRoom:
         self._trusted = False
         self._models: dict[Operation, ModelChoice] = {}
         self._upgrading: set[str] = set()
+        self._failed_upgrades: set[str] = set()
         self._looked_for_gpus = False
         self._words: dict[str, InfillWords] = {}
         self.environment = replace(environment, gpus=known_gpus(folders.state) or environment.gpus)
@@ -126,6 +130,8 @@ class EngineRoom:
         """Choose engines and models for the settings of the moment."""
         if trusted is not None:
             self._trusted = trusted
+        self._upgrading -= self._failed_upgrades
+        self._failed_upgrades.clear()
         settings = self._settings()
         offers: dict[Operation, Sequence[Offer]] = {}
         policies: dict[Operation, Policy] = {}
@@ -152,13 +158,30 @@ class EngineRoom:
 
     def engine(self, operation: Operation) -> Engine:
         """The engine of an operation; raises `EngineUnavailable` with the reasons if there is none."""
-        engine = self.engines.engine(operation)
+        try:
+            engine = self.engines.engine(operation)
+        except EngineUnavailable:
+            if not self._look_again():
+                raise
+            engine = self.engines.engine(operation)
         if self._hooks.lasting and self.loads_a_file(operation):
             if not self._looked_for_gpus:
                 self._looked_for_gpus = True
                 self._hooks.keep(self.find_gpus())
             self._upgrade(operation)
         return engine
+
+    def _look_again(self) -> bool:
+        """Plan with the memory of this moment, where nothing could be chosen with that of a while ago.
+
+        Not at each plan: what an engine of ours takes would count against it.
+        """
+        now = self._hooks.free_bytes()
+        if now <= self.environment.free_bytes:
+            return False
+        self.environment = replace(self.environment, free_bytes=now)
+        self.plan()
+        return True
 
     async def find_gpus(self) -> None:
         """Ask llama.cpp which GPUs it can use, if nobody has since it was installed; then plan anew.
@@ -197,6 +220,16 @@ class EngineRoom:
             return None
         return self._models[operation].reference
 
+    def model_of(self, operation: Operation, engine: EngineStatus) -> str | None:
+        """The model of the engine that answers now, which may stand in for the one that was chosen."""
+        provider = self.selection(operation).provider
+        # A phone's engine is the native one under other rules, and calls itself so.
+        ours = provider is None or engine.name in {
+            provider.name,
+            "native" if provider.name == "mobile" else "",
+        }
+        return self.model_name(operation) if ours else engine.model
+
     def choice(self, operation: Operation) -> ModelChoice:
         """The model that an operation would get from an engine that needs a file, and how it was chosen."""
         return self._models[operation]
@@ -209,7 +242,9 @@ class EngineRoom:
     def infill_of(self, operation: Operation) -> InfillWords:
         """The family of an operation's model, and the tokens that its file names."""
         choice = self._models[operation]
-        if not self.loads_a_file(operation):
+        # A server elsewhere knows its own model; whoever stands in for it has ours.
+        ranked = self.selection(operation).ranked
+        if all(candidate.provider.name in _NO_MODEL_FILE for candidate in ranked):
             return "", None
         if choice.entry is not None:
             return choice.entry.family, None
@@ -327,7 +362,8 @@ class EngineRoom:
 
     def _measured(self, entry: CatalogEntry) -> float | None:
         path = self._folders.models / entry.file
-        return measured_tokens_per_s(path, self._folders.state) if path.is_file() else None
+        here = os.path.isfile(path)  # noqa: PTH113 - see `_is_here`
+        return measured_tokens_per_s(path, self._folders.state) if here else None
 
     def _refusal(self) -> str | None:
         """Why prompts may not leave this machine now; None if they may."""
@@ -337,15 +373,19 @@ class EngineRoom:
 
     def _is_here(self, entry: CatalogEntry) -> bool:
         # The store would look at the size too, and brings an HTTP library along.
-        if (self._folders.models / entry.file).is_file():
+        # `isfile`: a folder that may not be looked into has nothing for us, and is no reason to end.
+        if os.path.isfile(self._folders.models / entry.file):  # noqa: PTH113
             return True
         # What came with the program is looked for where nothing else is: that takes a look at all packages.
         return not any(self._folders.models.glob("*.gguf")) and self._embedded.find(entry) is not None
 
     def _upgrade(self, operation: Operation) -> None:
         """Fetch what would suit this machine better, and change over between requests."""
-        better = self._models[operation].better
-        settings = self._settings()
+        choice, settings = self._models[operation], self._settings()
+        better = choice.better
+        if choice.entry is not None and not self._is_here(choice.entry):
+            # What is small comes first, and has the line for itself.
+            return
         if better is None or better.name in self._upgrading or not settings.models.upgrade:
             return
         if not self.supply.may_fetch(better.name):
@@ -355,11 +395,16 @@ class EngineRoom:
         async def arrived() -> None:
             _log.info("%s is here; requests from now on are answered with it", better.name)
             self.plan()
+            self.supply.release(but={choice.reference for choice in self._models.values()})
             self._hooks.on_status()
 
         async def fetch() -> None:
             try:
                 await self.supply.fetch_ahead(better.name, arrived)
+            except ModelError as error:
+                # A network that is not there: the next plan tries again.
+                _log.warning("%s could not be fetched: %s", better.name, error)
+                self._failed_upgrades.add(better.name)
             finally:
                 # Who declined, or stopped it, is asked again once the settings change: the supply knows.
                 if not self.supply.may_fetch(better.name):

@@ -79,7 +79,8 @@ def review(
     logging.getLogger("nexo_lsp").addHandler(logging.NullHandler())
     with reported():
         form = Format.JSON if as_json_ else form
-        environ = dict(os.environ) if model is None else {**os.environ, "NEXO_MODEL": model}
+        named = {} if model is None else {"NEXO_MODEL": model, "NEXO_REVIEW_MODEL": model}
+        environ = {**os.environ, **named}
         screen = Screen.standard()
         show = ReviewScreen(screen, text=form is Format.TEXT)
         report, failure = asyncio.run(run(paths, environ, show, jobs))
@@ -121,7 +122,7 @@ async def run(
         failure, report.problem = error, str(error)
     finally:
         show.status.hide()
-        status = app.status()
+        status = app.status(Operation.REVIEW)
         report.engine, report.model = status.engine, status.model
         report.seconds = time.monotonic() - started
         app.stop()

@@ -18,7 +18,7 @@ from nexo_lsp.errors import (
     EngineUnavailable,
     NexoError,
 )
-from nexo_lsp.generation import Priority
+from nexo_lsp.generation import Operation, Priority
 from nexo_lsp.offload import in_thread
 from nexo_lsp.pipeline.findings import Finding
 from nexo_lsp.syntax.languages import language_for
@@ -111,7 +111,7 @@ class FileReviews:
                 uri,
                 priority=Priority.FOREGROUND,
                 progress=lambda progress: self._show.progress(
-                    file, progress, lambda: app.status().decode_tokens_per_s
+                    file, progress, lambda: app.status(Operation.REVIEW).decode_tokens_per_s
                 ),
             )
             file.complete = report.complete

@@ -184,7 +184,8 @@ class HoverService:
             self.on_failure(error)
             raise
         text = _whole_sentences(answer.text.strip())
-        await self._bench.answers.put(key, "hover", text)
+        if not answer.stand_in:
+            await self._bench.answers.put(key, "hover", text)
         return text
 
 

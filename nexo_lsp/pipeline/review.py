@@ -313,7 +313,8 @@ class ReviewService:
             async with self._turns or contextlib.nullcontext():
                 answer = await infer(self._bench.engine(Operation.REVIEW), request, tell)
             remarks = parse_remarks(answer.text)
-            await self._bench.answers.put(key, "review", answer.text)
+            if not answer.stand_in:
+                await self._bench.answers.put(key, "review", answer.text)
             return remarks
 
         return self._jobs.start(key, ask)

@@ -85,6 +85,8 @@ class Answer:
     text: str
     finish: FinishReason
     usage: Usage
+    stand_in: bool = False
+    """Whether another engine than the one that was chosen made it: then it is not what that one would say."""
 
 
 async def infer(
@@ -106,7 +108,7 @@ async def infer(
                 break
     finish = last.finish if last is not None and last.finish is not None else FinishReason.STOP
     usage = last.usage if last is not None and last.usage is not None else Usage()
-    return Answer("".join(parts), finish, usage)
+    return Answer("".join(parts), finish, usage, last is not None and last.stand_in)
 
 
 class SharedJobs(Generic[T]):

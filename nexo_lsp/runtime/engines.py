@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from nexo_lsp.engines.engine import Engine
+from nexo_lsp.errors import EngineClosed
 from nexo_lsp.generation import Capabilities, EngineStatus, Operation, Piece, Request
+from nexo_lsp.runtime.breaker import Breaker
 from nexo_lsp.runtime.environment import Environment
-from nexo_lsp.runtime.fallback import Fallback
+from nexo_lsp.runtime.fallback import Fallback, Member
 from nexo_lsp.runtime.needs import NEEDS, Policy
 from nexo_lsp.runtime.providers.provider import Provider
 from nexo_lsp.runtime.selection import Selection, select
@@ -43,6 +45,9 @@ class Engines:
         self._on_status = on_status
         self._notice = notice
         self._made: dict[Hashable, _Tracked] = {}
+        self._retiring: set[_Tracked] = set()
+        self._wanted: frozenset[Hashable] = frozenset()
+        self._breakers: dict[Hashable, Breaker] = {}
         self._selections: dict[Operation, Selection] = {}
         self._chains: dict[Operation, Fallback] = {}
         self._members: dict[Operation, tuple[Hashable, ...]] = {}
@@ -53,7 +58,11 @@ class Engines:
         environment: Environment,
         policies: Mapping[Operation, Policy],
     ) -> None:
-        """Choose anew. Engines that are no longer wanted finish what they are doing and are closed."""
+        """Choose anew.
+
+        Engines that are no longer wanted finish what they are doing and are closed; those that send code away
+        are closed at once, since what they were allowed may be what has changed.
+        """
         for operation, these in offers.items():
             keys = {id(offer.provider): offer.key for offer in these}
             providers = [offer.provider for offer in these]
@@ -68,14 +77,16 @@ class Engines:
             if members:
                 self._chains[operation] = Fallback(
                     [
-                        (candidate.provider.name, self._maker(candidate.provider, key))
+                        self._member(candidate.provider, key)
                         for candidate, key in zip(found.ranked, members, strict=True)
                     ],
                     self._notice,
                 )
-        wanted = {key for members in self._members.values() for key in members}
-        for key in [key for key in self._made if key not in wanted]:
-            self._keep(self._made.pop(key).retire())
+        self._wanted = frozenset(key for members in self._members.values() for key in members)
+        self._breakers = {key: one for key, one in self._breakers.items() if key in self._wanted}
+        for key in [key for key in self._made if key not in self._wanted]:
+            made = self._made.pop(key)
+            self._keep(made.close() if made.sends_code else self._retire(made))
 
     def selection(self, operation: Operation) -> Selection:
         """What was chosen for an operation, with reasons."""
@@ -95,26 +106,38 @@ class Engines:
 
     def drop(self) -> None:
         """Close every engine now; what runs ends with `EngineClosed`. The next use makes new ones."""
-        for made in self._made.values():
+        for made in (*self._made.values(), *self._retiring):
             self._keep(made.close())
         self._made.clear()
 
-    def _maker(self, provider: Provider, key: Hashable) -> Callable[[], Engine]:
+    async def _retire(self, made: _Tracked) -> None:
+        self._retiring.add(made)
+        try:
+            await made.retire()
+        finally:
+            self._retiring.discard(made)
+
+    def _member(self, provider: Provider, key: Hashable) -> Member:
         def make() -> Engine:
             made = self._made.get(key)
             if made is None:
+                if key not in self._wanted:
+                    # A request that began under an older plan: it must not bring back what that one allowed.
+                    raise EngineClosed("The settings changed meanwhile; ask again.")
                 _log.info("making the engine %s", provider.name)
-                made = self._made[key] = _Tracked(provider.create_engine(lambda _status: self._on_status()))
+                engine = provider.create_engine(lambda _status: self._on_status())
+                made = self._made[key] = _Tracked(engine, sends_code=provider.traits().sends_code)
             return made
 
-        return make
+        return Member(provider.name, make, self._breakers.setdefault(key, Breaker()))
 
 
 class _Tracked:
     """An engine that knows how many of its streams are open, so that it can be retired between requests."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, sends_code: bool) -> None:
         self.engine = engine
+        self.sends_code = sends_code
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()

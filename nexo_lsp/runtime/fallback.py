@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from nexo_lsp.engines.engine import Engine
 from nexo_lsp.errors import BadAnswer, EngineClosed, EngineError, ModelError, NexoError, PromptTooLong
-from nexo_lsp.generation import Capabilities, EngineStatus, Piece, Request
+from nexo_lsp.generation import Capabilities, EngineStatus, FinishReason, Piece, Request
 from nexo_lsp.runtime.breaker import Breaker
 
 _log = logging.getLogger(__name__)
@@ -19,9 +18,9 @@ _log = logging.getLogger(__name__)
 _NOT_ITS_FAULT = (PromptTooLong, BadAnswer, EngineClosed)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Member:
-    """One of the engines, made at its first use."""
+    """One of the engines, made at its first use. Chains that share an engine share its breaker."""
 
     name: str
     make: Callable[[], Engine]
@@ -36,12 +35,11 @@ class Fallback:
 
     def __init__(
         self,
-        members: Sequence[tuple[str, Callable[[], Engine]]],
+        members: Sequence[Member],
         notice: Callable[[str], None] = lambda _text: None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`members`, the best first; at least one. `notice` is told when an engine begins to fail."""
-        self._members = tuple(Member(name, make, Breaker(clock)) for name, make in members)
+        self._members = tuple(members)
         self._notice = notice
         self._last = self._members[0]
 
@@ -73,15 +71,16 @@ class Fallback:
     async def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
         """See `Engine.stream`. An engine that failed after it had shown something is not replaced."""
         failures: list[NexoError] = []
-        for member in self._candidates():
+        for member, trial in self._candidates():
             shown = False
             try:
                 async with aclosing(member.make().stream(request)) as pieces:
                     async for piece in pieces:
                         if not shown:
-                            self._worked(member)
+                            self._spoke(member, piece)
                         shown = shown or bool(piece.text)
-                        yield piece
+                        stands_in = piece.finish is not None and member is not self._members[0]
+                        yield replace(piece, stand_in=True) if stands_in else piece
                 return
             except _NOT_ITS_FAULT:
                 raise
@@ -91,7 +90,8 @@ class Fallback:
                     raise
                 failures.append(error)
             finally:
-                member.breaker.left()
+                if trial:
+                    member.breaker.left()
         raise self._all_failed(failures)
 
     async def close(self) -> None:
@@ -99,7 +99,7 @@ class Fallback:
 
     async def _try_each(self, ask: Callable[[Engine], Awaitable[int]]) -> int:
         failures: list[NexoError] = []
-        for member in self._candidates():
+        for member, trial in self._candidates():
             try:
                 answer = await ask(member.make())
             except _NOT_ITS_FAULT:
@@ -111,18 +111,19 @@ class Fallback:
                 self._worked(member)
                 return answer
             finally:
-                member.breaker.left()
+                if trial:
+                    member.breaker.left()
         raise self._all_failed(failures)
 
-    def _candidates(self) -> Iterator[Member]:
-        """Who is asked, in this order; where all rest the best one is asked all the same."""
+    def _candidates(self) -> Iterator[tuple[Member, bool]]:
+        """Who is asked, in this order, and whether as a trial; where all rest the best one is asked."""
         asked = False
         for member in self._members:
-            if member.breaker.enter():
+            if (entered := member.breaker.enter()) is not None:
                 asked = True
-                yield member
+                yield member, entered == "trial"
         if not asked:
-            yield self._members[0]
+            yield self._members[0], False
 
     def _first(self) -> Member:
         awake = (member for member in self._members if not member.breaker.seconds_left)
@@ -133,13 +134,24 @@ class Fallback:
         if member.breaker.succeeded():
             _log.info("%s works again", member.name)
 
+    def _spoke(self, member: Member, piece: Piece) -> None:
+        if piece.text or piece.finish is not FinishReason.DEADLINE:
+            self._worked(member)
+        elif member.breaker.silent():
+            self._tell(member, "it says nothing.")
+
     def _failed(self, member: Member, error: NexoError) -> None:
         news = member.breaker.fail()
         _log.warning("%s failed: %s", member.name, error)
-        others = [other.name for other in self._members if other is not member]
-        if news and others:
+        if news:
+            self._tell(member, str(error))
+
+    def _tell(self, member: Member, why: str) -> None:
+        others = (other for other in self._members if other is not member and not other.breaker.seconds_left)
+        stand_in = next(others, None)
+        if stand_in is not None:
             self._notice(
-                f"The engine {member.name} failed: {error} Until it works again, {others[0]} answers."
+                f"The engine {member.name} failed: {why} Until it works again, {stand_in.name} answers."
             )
 
     def _all_failed(self, failures: Sequence[NexoError]) -> NexoError:

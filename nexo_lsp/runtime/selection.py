@@ -107,6 +107,8 @@ def _against(provider: Provider, traits: Traits, environment: Environment, polic
         return f"not asked for (nexo.engine is '{policy.kind}')"
     if traits.only_by_name and not named:
         return f"only if nexo.engine names it ('{provider.name}')"
+    if traits.needs_trust and not policy.trusted:
+        return f"this workspace is not trusted; nexo.{provider.name}.enabled allows it in your own settings"
     if traits.sends_code and not policy.remote:
         return "off: it would send code away; nexo.remote.enabled allows that, in your own settings"
     if traits.sends_code and not policy.trusted:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,7 +58,7 @@ class ModelSupply:
         self._settings = settings
         self._fetching: dict[str, asyncio.Task[Path]] = {}
         self._declined: set[str] = set()
-        self._leases: dict[Path, contextlib.ExitStack] = {}
+        self._leases: dict[str, contextlib.ExitStack] = {}
 
     async def file(self, reference: str) -> Path:
         """The file of a model; fetched first if it is missing or damaged, and the user lets it be.
@@ -66,13 +66,13 @@ class ModelSupply:
         Raises the kinds of `ModelError`.
         """
         try:
-            return await self._offload(lambda: self._held(self._store().locate(reference)))
+            return await self._offload(lambda: self._held(reference, self._store().locate(reference)))
         except (ModelMissing, ModelCorrupt) as missing:
             entry = self._store().entry_for(reference)
             if entry is None or not self.may_fetch(entry.name):
                 raise
             path = await asyncio.shield(self._fetch(reference, entry, missing))
-            return await self._offload(lambda: self._held(path))
+            return await self._offload(lambda: self._held(reference, path))
 
     def may_fetch(self, name: str) -> bool:
         """Whether a model may be fetched now, or the user asked."""
@@ -103,18 +103,17 @@ class ModelSupply:
             await asyncio.wait(fetching)
         await self._offload(self.release)
 
-    def release(self) -> None:
-        """Let go of the models that engines had: who wants one again asks for it again."""
-        leases, self._leases = self._leases, {}
-        for lease in leases.values():
-            lease.close()
+    def release(self, but: Collection[str] = ()) -> None:
+        """Let go of the models that engines had, except those named `but` here."""
+        for reference in [one for one in self._leases if one not in but]:
+            self._leases.pop(reference).close()
 
-    def _held(self, path: Path) -> Path:
+    def _held(self, reference: str, path: Path) -> Path:
         """`path`, which from here on no process removes to make room."""
-        if path not in self._leases:
+        if reference not in self._leases:
             lease = contextlib.ExitStack()
             lease.enter_context(self._store().in_use(path))
-            self._leases[path] = lease
+            self._leases[reference] = lease
         return path
 
     def _fetch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
@@ -77,9 +77,22 @@ _ONLY_THE_USER = (
 )
 
 
+_DOWNLOADS = ("never", "ask", "always")
+_TIGHTENS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "enable": lambda own, other: own and other,
+    "offline": lambda own, other: own or other,
+    "disabledLanguages": lambda own, other: tuple(dict.fromkeys((*own, *other))),
+    "disabledGlobs": lambda own, other: tuple(dict.fromkeys((*own, *other))),
+    "models.autoDownload": lambda own, other: min(own, other, key=_DOWNLOADS.index),
+}
+"""What keeps code on this machine, or the machine off the network: whoever is not the user can make it
+stricter than the user's own settings, and not looser."""
+
+
 def resolve(layers: Sequence[Layer]) -> Resolved:
     """Merge `layers` (later ones win). A wrong value is left out and named; the layer below it counts."""
     values: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     origins: dict[str, str] = {}
     problems: list[Problem] = []
     for layer in layers:
@@ -90,7 +103,15 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
             if problem is not None:
                 problems.append(Problem(f"{PREFIX}.{name}", f"{problem} (from {layer.origin_of(name)})"))
                 continue
-            values[name] = value
+            if layer.users_own:
+                own[name] = value
+            counts = value
+            if not layer.users_own and name in own and name in _TIGHTENS:
+                counts = _TIGHTENS[name](own[name], value)
+                if counts == own[name]:
+                    # What the user said of themselves is at least as strict.
+                    continue
+            values[name] = counts
             origins[f"{PREFIX}.{name}"] = layer.origin_of(name)
     return Resolved(Settings.model_validate(_nest(values)), origins, tuple(problems))
 

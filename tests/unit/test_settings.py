@@ -220,6 +220,31 @@ def test_what_sends_code_away_counts_only_in_the_users_own_settings(tmp_path: Pa
     assert own.origins["nexo.remote.enabled"] == str(file)
 
 
+def test_a_workspace_can_make_what_the_user_said_stricter_and_not_looser(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        'offline = true\nenable = true\ndisabledGlobs = ["secret/**"]\n[models]\nautoDownload = "ask"\n',
+        "utf-8",
+    )
+    looser = {"offline": False, "disabledGlobs": ["build/**"], "models": {"autoDownload": "always"}}
+    found = settings.effective(file, {}, [Layer("editor", looser, users_own=False)])
+    assert found.problems == ()
+    assert found.settings.offline
+    assert found.settings.models.auto_download == "ask"
+    assert found.settings.disabled_globs == ("secret/**", "build/**")
+    assert found.origins["nexo.offline"] == str(file)
+    stricter = {"enable": False, "models": {"autoDownload": "never"}}
+    found = settings.effective(file, {}, [Layer("editor", stricter, users_own=False)])
+    assert not found.settings.enable
+    assert found.settings.models.auto_download == "never"
+    # Where the user said nothing, an editor's settings count as they are: most are the user's.
+    free = settings.effective(tmp_path / "none", {}, [Layer("editor", looser, users_own=False)])
+    assert free.settings.models.auto_download == "always"
+    # And the environment is the user's own.
+    own = settings.effective(file, {"NEXO_OFFLINE": "false"}, [Layer("editor", {}, users_own=False)])
+    assert not own.settings.offline
+
+
 def test_a_broken_settings_file_is_named_and_the_rest_counts(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("[remote\n", "utf-8")

@@ -91,8 +91,8 @@ class Desk:
         self.background: list[asyncio.Task[None]] = []
         self.made: list[Loads] = []
         self.news = asyncio.Event()
-        hooks = Hooks(self._keep, self.news.set, lambda _text: None, lasting=True)
         laptop = ENVIRONMENTS["linux laptop on battery"]
+        hooks = Hooks(self._keep, self.news.set, lambda _text: None, lambda: laptop.free_bytes, lasting=True)
         self.room = EngineRoom(
             {"NEXO_HOME": str(home)}, self.where, self.host, inline, lambda: self.settings, laptop, hooks
         )

@@ -40,6 +40,8 @@ class DockerProvider:
     def traits(self) -> Traits:
         """It is taken by itself only where the user turned it on; the processes are not ours."""
         return Traits(
+            # Whoever names it may be a workspace; what turns it on is the user's own.
+            needs_trust=not self.settings.enabled,
             only_by_name=not self.settings.enabled,
             platforms=_PLATFORMS,
             memory_bytes=self.about.least_bytes,

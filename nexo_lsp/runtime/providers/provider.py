@@ -29,6 +29,8 @@ class Traits:
     """Whether it needs one; a loopback address is none."""
     processes: bool = False
     """Whether it has to start processes."""
+    needs_trust: bool = False
+    """Whether it does something that a workspace must not be able to ask for by its settings alone."""
     only_by_name: bool = False
     """Whether it is never taken by itself."""
     platforms: frozenset[Platform] = frozenset()

@@ -147,7 +147,13 @@ def room_for(case: Case, home: Path, monkeypatch: pytest.MonkeyPatch) -> EngineR
             steps = (StepTime(speed.threads, None, 1 / speed.tokens_per_s),)
             tuned = Tuned(date(2026, 1, 1), Figures(speed.threads, steps, (), (), 0.0))
             TuningFile(where.state).remember(where.models / entry.file, tuned)
-    hooks = Hooks(keep=_unkept, on_status=lambda: None, notice=lambda _text: None, lasting=False)
+    hooks = Hooks(
+        keep=_unkept,
+        on_status=lambda: None,
+        notice=lambda _text: None,
+        free_bytes=lambda: case.environment.free_bytes,
+        lasting=False,
+    )
     room = EngineRoom(environ, where, Nobody(), inline, lambda: settings, case.environment, hooks)
     room.plan(trusted=case.trusted)
     if case.client is not None:

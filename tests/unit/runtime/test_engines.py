@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from nexo_lsp.errors import EngineClosed, EngineUnavailable
-from nexo_lsp.generation import EngineState, Operation, Piece
+from nexo_lsp.errors import EngineClosed, EngineCrashed, EngineUnavailable
+from nexo_lsp.generation import EngineState, Operation, Piece, Request
 from nexo_lsp.runtime.engines import Engines, Offer
 from nexo_lsp.runtime.environment import Environment, Platform
 from nexo_lsp.runtime.needs import Policy
-from nexo_lsp.runtime.providers.provider import Availability
+from nexo_lsp.runtime.providers.provider import Availability, Traits
 from tests.unit.runtime.fakes import REQUEST, Fake, Held, text_of
 
 HERE = Environment(Platform.LINUX, "x86_64")
@@ -165,3 +165,66 @@ async def test_without_an_engine_the_reasons_are_raised(made: Set) -> None:
         made.engines.engine(ACTION)
     await made.settled()
     assert held(provider).closed.is_set(), "an operation that has nothing any more holds on to nothing"
+
+
+async def test_what_sends_code_away_is_closed_at_once_when_it_is_no_longer_allowed(made: Set) -> None:
+    provider = Fake(make=lambda: Held("far"), is_like=Traits(sends_code=True))
+    allowed, forbidden = Policy(remote=True, trusted=True), Policy()
+    offers = {operation: (Offer(provider, ("remote", 1)),) for operation in Operation}
+    made.engines.plan(offers, HERE, dict.fromkeys(Operation, allowed))
+    stream = await begun(made)
+    made.engines.plan(offers, HERE, dict.fromkeys(Operation, forbidden))
+    with pytest.raises(EngineClosed):
+        await anext(stream)
+
+
+async def test_an_older_plan_brings_no_engine_back(made: Set) -> None:
+    """The first engine fails when the second one has been forbidden."""
+
+    class Fails(Held):
+        async def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
+            await self.go_on.wait()
+            raise EngineCrashed("gone")
+            yield
+
+    near = Fake(make=Fails)
+    far = Fake(name="remote", make=lambda: Held("far"), is_like=Traits(sends_code=True))
+    offers = [Offer(near, ("native", 1)), Offer(far, ("remote", 1))]
+    both, one = Policy(remote=True, trusted=True), Policy()
+    made.engines.plan(dict.fromkeys(Operation, offers), HERE, dict.fromkeys(Operation, both))
+    waiting = asyncio.ensure_future(text_of(made.engines.engine(ACTION)))
+    async with asyncio.timeout(10):
+        while not near.made:  # noqa: ASYNC110 - a turn of the loop is enough
+            await asyncio.sleep(0)
+    made.engines.plan(dict.fromkeys(Operation, offers), HERE, dict.fromkeys(Operation, one))
+    held(near).go_on.set()
+    with pytest.raises(EngineClosed, match="settings changed"):
+        await waiting
+    assert far.made == []
+
+
+async def test_dropping_all_ends_those_too_that_were_being_retired(made: Set) -> None:
+    _, first = offer("one", 1)
+    _, second = offer("two", 2)
+    made.plan([first])
+    stream = await begun(made)
+    made.plan([second])
+    await asyncio.sleep(0)
+    made.engines.drop()
+    with pytest.raises(EngineClosed):
+        await anext(stream)
+    await made.settled()
+
+
+async def test_operations_that_share_an_engine_learn_of_its_failure_together(made: Set) -> None:
+    class Broken(Held):
+        async def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
+            raise EngineCrashed("gone")
+            yield
+
+    bad, good = Fake(make=Broken), Fake(name="docker", make=lambda: Held("good"))
+    made.plan([Offer(bad, ("native", 1)), Offer(good, ("docker", 1))])
+    for operation in Operation:
+        async with aclosing(await begun(made, operation)):
+            pass
+    assert len(made.notices) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from nexo_lsp.engines.mock import MockEngine, Rule
 from nexo_lsp.errors import EngineCrashed, EngineError, NexoError, PromptTooLong
 from nexo_lsp.generation import ChatPrompt, Message, Request, Role
 from nexo_lsp.runtime.breaker import FIRST_REST_S, LONGEST_REST_S, Breaker
-from nexo_lsp.runtime.fallback import Fallback
+from nexo_lsp.runtime.fallback import Fallback, Member
 
 
 class Clock:
@@ -40,8 +41,11 @@ class Set:
         self.engines = {
             name: MockEngine(rule if isinstance(rule, tuple) else (rule,)) for name, rule in rules.items()
         }
-        members = [(name, lambda engine=engine: engine) for name, engine in self.engines.items()]
-        self.fallback = Fallback(members, self.notices.append, self.clock)
+        members = [
+            Member(name, lambda engine=engine: engine, Breaker(self.clock))
+            for name, engine in self.engines.items()
+        ]
+        self.fallback = Fallback(members, self.notices.append)
 
     def asked(self, name: str) -> int:
         return sum(event.event == "start" for event in self.engines[name].events)
@@ -89,7 +93,9 @@ async def test_an_answer_that_was_begun_is_not_begun_again_elsewhere() -> None:
                     raise EngineCrashed("gone in the middle")
 
     second = MockEngine((Rule(answer="two"),))
-    fallback = Fallback([("first", lambda: Broken((Rule(answer="a b c"),))), ("second", lambda: second)])
+    fallback = Fallback(
+        [Member("first", lambda: Broken((Rule(answer="a b c"),))), Member("second", lambda: second)]
+    )
     with pytest.raises(EngineCrashed, match="in the middle"):
         await text_of(fallback)
     assert second.events == []
@@ -151,9 +157,50 @@ async def test_tokens_are_counted_by_whoever_can() -> None:
             raise EngineCrashed("cannot count")
 
     second = MockEngine()
-    fallback = Fallback([("first", Mute), ("second", lambda: second)])
+    fallback = Fallback([Member("first", Mute), Member("second", lambda: second)])
     assert await fallback.count_tokens("12345678") == 2
     assert fallback.status().extra["notes"] == ("first failed and rests for 30 s more",)
+
+
+async def test_an_answer_of_a_stand_in_says_so() -> None:
+    made = Set(first=(Rule(crash=True, times=1), Rule(answer="one")), second=Rule(answer="two"))
+
+    async def stands_in() -> list[bool]:
+        async with aclosing(made.fallback.stream(request())) as pieces:
+            return [piece.stand_in async for piece in pieces if piece.finish is not None]
+
+    assert await stands_in() == [True]
+    made.clock.now += FIRST_REST_S
+    assert await stands_in() == [False]
+
+
+async def test_an_engine_that_lets_two_deadlines_pass_is_left_alone() -> None:
+    made = Set(first=Rule(hang=True), second=Rule(answer="two"))
+    late = replace(request(), deadline_s=0.01)
+
+    async def finish() -> str:
+        async with aclosing(made.fallback.stream(late)) as pieces:
+            return "".join([str(piece.finish) async for piece in pieces if piece.finish is not None])
+
+    assert [await finish(), await finish()] == ["deadline", "deadline"]
+    assert await text_of(made.fallback) == "two"
+    (notice,) = made.notices
+    assert "first failed: it says nothing" in notice
+
+
+async def test_failures_of_requests_side_by_side_are_one_failure() -> None:
+    breaker = Breaker(Clock())
+    assert [breaker.fail() for _ in range(4)] == [True, False, False, False]
+    assert breaker.seconds_left == FIRST_REST_S
+
+
+async def test_nobody_who_rests_is_named_as_a_stand_in() -> None:
+    made = Set(first=Rule(crash=True), second=Rule(crash=True))
+    with pytest.raises(NexoError):
+        await text_of(made.fallback)
+    (notice,) = made.notices
+    assert "first failed" in notice
+    assert "second answers" in notice
 
 
 def test_rests_grow_to_a_bound() -> None:
