@@ -71,7 +71,7 @@ def test_what_was_measured_counts_and_the_rest_is_reckoned() -> None:
     small, large = CATALOG[:2]
     assert (small.memory_bytes, large.memory_bytes) == (900_000_000, 1_550_000_000)
     reckoned = replace(large, measured_memory=0)
-    assert reckoned.memory_bytes == pytest.approx(large.memory_bytes, rel=0.1)
+    assert reckoned.memory_bytes == pytest.approx(large.memory_bytes, rel=0.15)
     assert replace(small, measured_memory=0).memory_bytes == pytest.approx(small.memory_bytes, rel=0.1)
     unknown = replace(small, measured_memory=0, size=0, quantisation="")
     assert (unknown.memory_bytes, unknown.size_text) == (0, "unknown size")

@@ -40,7 +40,7 @@ def test_the_list_shows_what_a_choice_needs_to_know(store: ModelStore, tmp_path:
     assert result.exit_code == 0
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     at = next(number for number, line in enumerate(lines) if line.startswith(DEFAULT_MODEL))
-    assert lines[at].split()[1:] == ["0.5", "491", "MB", "990", "MB", "no"]
+    assert lines[at].split()[1:] == ["0.5", "491", "MB", "900", "MB", "no"]
     assert lines[at + 1].split("; ") == ["  Q4_K_M", "completion, chat, review", "pinned"]
     own = next(number for number, line in enumerate(lines) if line.startswith("own.gguf"))
     assert lines[own].endswith("yes")
@@ -62,7 +62,7 @@ def test_the_list_for_machines_has_the_figures(store: ModelStore) -> None:
     )
     row = next(row for row in rows if row["name"] == DEFAULT_MODEL)
     assert row["default"]
-    assert (row["parameters"], row["quantisation"], row["memory_bytes"]) == (0.494, "Q4_K_M", 990_000_000)
+    assert (row["parameters"], row["quantisation"], row["memory_bytes"]) == (0.494, "Q4_K_M", 900_000_000)
     assert (row["pinned"], row["good_for"]) == (True, ["completion", "chat", "review"])
 
 
