@@ -41,6 +41,8 @@ async def run(cases: list[dict[str, str]], model: str, bias: float | None) -> li
         return ModelStore(folders(os.environ).models, os.environ).locate(model)
 
     engine, prompts = LlamaEngine(path), Prompts()
+    entry = ModelStore(folders(os.environ).models, os.environ).entry_for(model)
+    parameters = entry.parameters if entry is not None else None
     rows: list[dict[str, object]] = []
     without_pairs = len(prompts.review(None, "", "").messages)
     for case in cases:
@@ -49,7 +51,7 @@ async def run(cases: list[dict[str, str]], model: str, bias: float | None) -> li
         request = Request(
             prompt=prompt,
             json_schema=prompts.review_schema(code, 3),
-            logit_bias=prompts.review_bias(code) if bias is None else ((" []", bias),),
+            logit_bias=prompts.review_bias(code, parameters) if bias is None else ((" []", bias),),
             max_tokens=400,
             session="review",
             priority=Priority.BACKGROUND,

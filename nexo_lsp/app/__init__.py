@@ -128,6 +128,7 @@ class App:
             settings=lambda: self.settings,
             model_key=self.room.model_key,
             infill_of=self.room.infill_of,
+            parameters_of=self.room.parameters_of,
             permitted=self.permitted,
             context_of=self._context_of,
             refresh=self._refresh,

@@ -250,6 +250,11 @@ class EngineRoom:
             return choice.entry.family, None
         return self._words.get(choice.reference, ("", None))
 
+    def parameters_of(self, operation: Operation) -> float | None:
+        """How large an operation's model is, in billions; None where nobody told."""
+        entry = self._models[operation].entry if self.loads_a_file(operation) else None
+        return entry.parameters or None if entry is not None else None
+
     async def know_models(self) -> None:
         """Look into model files that no catalogue knows, once each, as soon as they are here."""
         for operation, choice in self._models.items():

@@ -67,10 +67,15 @@ class Prompts:
             {"type": "object", "properties": {"findings": findings}, "required": ["findings"]}
         )
 
-    def review_bias(self, code: str) -> tuple[tuple[str, float], ...]:
-        """What makes the model believe that `code` may be fine; less so where a known sign of defects is."""
-        name = "empty_bias_with_pairs" if self._pairs_for(code) else "empty_bias"
-        return ((" []", float(self._review[name])),)
+    def review_bias(self, code: str, parameters: float | None = None) -> tuple[tuple[str, float], ...]:
+        """What makes the model believe that `code` may be fine; less so where a known sign of defects is.
+
+        `parameters` are the model's, in billions; one whose size is not known is taken for a small one.
+        """
+        biases = self._review["bias"]
+        fitting = [one for one in biases if one["from_parameters"] <= (parameters or 0.0)]
+        name = "with_pairs" if self._pairs_for(code) else "without_pairs"
+        return ((" []", float(fitting[-1][name])),)
 
     def _pairs_for(self, code: str) -> list[dict[str, Any]]:
         """The pairs that resemble `code`, the last in the file last, which counts most for a model."""

@@ -285,7 +285,7 @@ class ReviewService:
             max_tokens=_BRACKET_TOKENS + _FINDING_TOKENS * settings.max_findings,
             session="review",
             json_schema=bench.prompts.review_schema(unit.code, settings.max_findings),
-            logit_bias=bench.prompts.review_bias(unit.code),
+            logit_bias=bench.prompts.review_bias(unit.code, bench.parameters_of(Operation.REVIEW)),
             prediction=NOTHING_FOUND,
             priority=priority,
         )

@@ -43,6 +43,8 @@ class Workbench:
     """What identifies the model and engine in the keys of cached answers."""
     infill_of: Callable[[Operation], InfillWords]
     """How the model of an operation wants a gap."""
+    parameters_of: Callable[[Operation], float | None]
+    """How large the model of an operation is, in billions of parameters; None where that is not known."""
     permitted: Callable[[Snapshot], str | None]
     """None if the document may be shown to the model, else the reason against it."""
     context_of: Callable[[Snapshot], bool]

@@ -162,3 +162,16 @@ def test_what_an_action_may_keep_is_the_instruction(name: str) -> None:
     assert "SECRET" not in prompt.messages[0].content
     unknown = Prompts().action(name, None, "x", words={**words, "language": "what the editor says"})
     assert unknown.static_messages == 0
+
+
+def test_the_bias_follows_the_models_size_and_what_the_code_resembles() -> None:
+    prompts = Prompts()
+    plain, suspect = "def f():\n    return 1", "def f(p):\n    x = open(p)\n    return x.read()"
+
+    def bias(code: str, parameters: float | None) -> float:
+        ((_, value),) = prompts.review_bias(code, parameters)
+        return value
+
+    assert bias(plain, 0.5) > 0 > bias(suspect, 0.5)
+    assert bias(suspect, 1.54) < bias(suspect, 0.5), "a larger model is more content"
+    assert bias(plain, None) == bias(plain, 0.494)
