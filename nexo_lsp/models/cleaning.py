@@ -27,7 +27,7 @@ from nexo_lsp.models.files import size_of
 from nexo_lsp.models.leases import Leases, used_file
 from nexo_lsp.models.record import record_file
 from nexo_lsp.models.unpinned import entry_behind, origin_file, remembered
-from nexo_lsp.models.versions import Versions, short, split_version
+from nexo_lsp.models.versions import Versions, short, split_version, versioned_path
 
 log = logging.getLogger("nexo_lsp.models")
 
@@ -310,14 +310,18 @@ def removable(folder: Path, versions: Versions, entry: CatalogEntry | None, name
     wanted = split_version(name)[1] if entry is not None else ""
     if entry is not None and wanted:
         version = versions.find(entry, wanted)
-        return (version.path,) if version is not None else ()
+        # One that is known to be damaged is no version any more, and may go all the same.
+        path = version.path if version is not None else versioned_path(plain, wanted)
+        return (path,) if path.exists() else ()
     return _parts_and_versions(plain)
 
 
 def _parts_and_versions(plain: Path) -> tuple[Path, ...]:
     """All versions of the model file `plain` that are there, whole or in part."""
-    beside = plain.parent.glob(f"{glob.escape(plain.stem)}@*{plain.suffix}*")
-    files = (plain, plain.with_name(plain.name + ".partial"), *sorted(beside))
+    found = sorted(plain.parent.glob(f"{glob.escape(plain.stem)}@*{plain.suffix}*"))
+    # What stands behind the @ may be the user's own: `coder@work.gguf` is no version of `coder.gguf`.
+    beside = (path for path in found if split_version(path.name.removesuffix(".partial"))[1])
+    files = (plain, plain.with_name(plain.name + ".partial"), *beside)
     return tuple(path for path in files if path.exists() and path.suffix in {".gguf", ".partial"})
 
 

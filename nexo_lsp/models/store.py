@@ -274,9 +274,12 @@ class ModelStore:
         All its versions go, or with `NAME@ID` that one. Raises `ModelMissing` when there is none,
         `ModelUnknown`, `ModelError` while it is fetched or used, and for what came with the program.
         """
-        entry = next((entry for entry in self.catalog if entry.name == _split(name)[0]), None)
-        if entry is None and (Path(name).name != name or not (self.folder / name).is_file()):
+        try:
             entry = self.entry(name)
+        except ModelUnknown:
+            if Path(name).name != name or not (self.folder / name).is_file():
+                raise
+            entry = None
         files = removable(self.folder, self.versions, entry, name)
         if not files:
             embedded = self._embedded.find(entry) if entry is not None else None

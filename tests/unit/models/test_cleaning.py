@@ -125,6 +125,26 @@ def using_process() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
         process.communicate()
 
 
+# Remove
+
+
+def test_removing_a_model_leaves_other_files_whose_names_begin_like_its_own(store: ModelStore) -> None:
+    store.folder.mkdir()
+    names = ["coder.gguf", "coder@0123abcd.gguf", "coder@work.gguf", "coder@0123abcd.gguf.partial"]
+    for name in names:
+        (store.folder / name).write_bytes(b"1")
+    assert store.remove("coder.gguf") == 3
+    assert _here(store) == ["coder@work.gguf"]
+
+
+def test_a_pin_goes_with_the_file_whatever_it_is_called_by(store: ModelStore) -> None:
+    for name in ("a", "a.gguf"):
+        store.pull("a")
+        store.versions.pin(store.catalog[0])
+        store.remove(name)
+        assert store.versions.choices() == {}
+
+
 # Prune
 
 
