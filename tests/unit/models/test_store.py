@@ -125,7 +125,7 @@ def test_a_file_of_the_wrong_size_is_seen_at_once_and_fetched_again(
     assert "instead of" in store.installed()[0].problem
     assert store.verify("tiny-coder").ok is False
     assert store.pull("tiny-coder").read_bytes() == payload
-    assert store.installed()[0].verified
+    assert [model.name for model in store.installed() if model.verified] == ["tiny-coder"]
 
 
 def test_a_damaged_file_is_found_by_verify_and_fetched_again(
@@ -271,6 +271,32 @@ def test_force_fetches_again_and_keeps_the_old_file_until_then(
     again = Source("good", payload)
     _store(tmp_path, entry, again).pull("tiny-coder", force=True)
     assert again.calls == 1
+
+
+def test_a_file_that_is_not_the_published_one_stays_when_the_network_fails(
+    tmp_path: Path, entry: CatalogEntry, payload: bytes
+) -> None:
+    store = _store(tmp_path, entry, Source("bad", error=SourceFailed("no network")))
+    store.folder.mkdir()
+    own = store.folder / entry.file
+    own.write_bytes(b"the user's own")
+    with pytest.raises(ModelDownloadFailed):
+        store.pull("tiny-coder")
+    assert own.read_bytes() == b"the user's own"
+    # When the published one is there, the other one makes room for it.
+    assert _store(tmp_path, entry, Source("good", payload)).pull("tiny-coder").read_bytes() == payload
+    assert (store.folder / "tiny-coder.before.gguf").read_bytes() == b"the user's own"
+
+
+def test_a_version_that_was_touched_stays_beside_the_next_one_of_the_same_size(
+    tmp_path: Path, make_entry: MakeEntry, payload: bytes
+) -> None:
+    old = _store(tmp_path, make_entry(), Source("good", payload)).pull("tiny-coder")
+    os.utime(old, (1, 1))
+    newer = make_entry(payload[::-1])
+    new = _store(tmp_path, newer, Source("good", payload[::-1])).pull("tiny-coder")
+    assert new.read_bytes() == payload[::-1]
+    assert old.read_bytes() == payload
 
 
 def test_too_little_room_is_said_before_anything_is_asked_for(
