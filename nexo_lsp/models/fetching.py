@@ -34,7 +34,7 @@ class Fetching:
 
     def __init__(self, folder: Path, sources: Sequence[Source], disk_free: DiskFree) -> None:
         self._folder = folder
-        self._sources = tuple(sources)
+        self.sources = sources
         self._disk_free = disk_free
 
     def fetch(
@@ -60,7 +60,7 @@ class Fetching:
                 return
             partial.unlink()
         reasons: list[str] = []
-        for source in self._sources:
+        for source in self.sources:
             self._require_room(entry, partial)
             meter.begin(source.name, size_of(partial))
             try:

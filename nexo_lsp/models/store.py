@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +81,10 @@ class ModelStore:
     ) -> None:
         self.folder = folder
         self.catalog = tuple(catalog)
-        self._sources = tuple(sources) if sources is not None else default_sources(environ, disk_free)
-        self._fetching = Fetching(folder, self._sources, disk_free)
+        self._sources_if: Callable[[bool], Sequence[Source]] = lambda offline: (
+            sources if sources is not None else default_sources(environ, disk_free, offline=offline)
+        )
+        self._fetching = Fetching(folder, self._sources_if(False), disk_free)
         self._embedded = embedded or EmbeddedModels(lambda: places(environ))
         self.versions = Versions(folder)
         self.leases = Leases(folder, self.versions)
@@ -99,8 +101,9 @@ class ModelStore:
         """The models that the settings name: they are never removed to make room."""
 
     def follow(self, settings: Settings) -> None:
-        """Keep to the limit that the settings set, and keep the models that they name."""
+        """Keep to the limit and off the network as the settings say, and keep the models that they name."""
         self.limit_bytes = round(settings.models.cache_limit_gb * 1e9)
+        self._fetching.sources = self._sources_if(settings.offline)
         named = (settings.model, settings.review.model, settings.completion.model)
         self.configured = tuple(file_of(name, self.catalog) for name in named if name)
 
@@ -221,7 +224,7 @@ class ModelStore:
 
     def _announced(self, entry: CatalogEntry, cancel: threading.Event) -> CatalogEntry:
         try:
-            return announced(entry, self._sources, cancel)
+            return announced(entry, self._fetching.sources, cancel)
         except NotAnnounced as failure:
             path = self.folder / entry.file
             if path.is_file():

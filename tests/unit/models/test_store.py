@@ -29,6 +29,7 @@ from nexo_lsp.models.progress import PullProgress
 from nexo_lsp.models.sources import HuggingFaceSource, UrlSource
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.models.transfer import Report, SourceFailed
+from nexo_lsp.settings import Settings
 
 if TYPE_CHECKING:
     from conftest import WebServer
@@ -297,6 +298,32 @@ def test_a_version_that_was_touched_stays_beside_the_next_one_of_the_same_size(
     new = _store(tmp_path, newer, Source("good", payload[::-1])).pull("tiny-coder")
     assert new.read_bytes() == payload[::-1]
     assert old.read_bytes() == payload
+
+
+def test_offline_nothing_is_fetched_from_any_network_but_what_is_here(
+    tmp_path: Path,
+    environ: dict[str, str],
+    entry: CatalogEntry,
+    hub: WebServer,
+    hub_path: str,
+    payload: bytes,
+) -> None:
+    hub.files = {hub_path: payload, f"/own/{entry.file}": payload}
+    urls = {**environ, "NEXO_MODEL_URL": f"{hub.url}/own"}
+    store = ModelStore(tmp_path / "models", urls, catalog=(entry,))
+    store.follow(Settings(offline=True))
+    with pytest.raises(
+        ModelDownloadFailed, match=r"NEXO_MODEL_URL: nexo\.offline is set; .*Hugging Face: nexo"
+    ):
+        store.pull("tiny-coder")
+    assert (hub.requests, hub.heads) == ([], [])
+    (tmp_path / entry.file).write_bytes(payload)
+    local = ModelStore(tmp_path / "models", {**urls, "NEXO_MODEL_DIR": str(tmp_path)}, catalog=(entry,))
+    local.follow(Settings(offline=True))
+    assert local.pull("tiny-coder").read_bytes() == payload
+    store.follow(Settings())
+    assert store.pull("tiny-coder", force=True).read_bytes() == payload
+    assert len(hub.requests) == 1
 
 
 def test_too_little_room_is_said_before_anything_is_asked_for(
