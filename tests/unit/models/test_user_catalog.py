@@ -53,6 +53,10 @@ def test_an_entry_of_the_same_name_takes_the_place_of_the_projects(tmp_path: Pat
     assert own.name == DEFAULT_MODEL
     assert own.urls == ("https://mirror.example/q.gguf",)
     assert (own.pinned, own.size, own.mirror) == (False, 0, ())
+    # It is the same model from elsewhere: what is not said of it is as it was.
+    old = CATALOG[0]
+    assert (own.family, own.parameters, own.quantisation) == (old.family, old.parameters, old.quantisation)
+    assert own.kv_bytes_per_token == old.kv_bytes_per_token
 
 
 @pytest.mark.parametrize(
