@@ -21,9 +21,9 @@ from typing import Literal
 import filelock
 
 from nexo_lsp.errors import DiskFull, ModelError
-from nexo_lsp.folders import UNPACKED
+from nexo_lsp.folders import UNPACKED, expanded
 from nexo_lsp.models.catalog import DEFAULT_MODEL, CatalogEntry, size_text
-from nexo_lsp.models.files import size_of
+from nexo_lsp.models.files import size_of, within
 from nexo_lsp.models.leases import Leases, used_file
 from nexo_lsp.models.record import record_file
 from nexo_lsp.models.unpinned import entry_behind, origin_file, remembered
@@ -121,7 +121,9 @@ class Cleaning:
                 used = current is not None and version.id == current.id
                 if version.id in asked or ("" in asked and used):
                     kept.add(version.path)
-        return frozenset(kept | self._pinned() | {self._folder / name for name in keep})
+        paths = (path for name in keep for path in (self._folder / name, expanded(name)))
+        named = {ours for path in paths if (ours := within(path, self._folder)) is not None}
+        return frozenset(kept | self._pinned() | named)
 
     def _entries(self) -> Iterator[CatalogEntry]:
         """The catalogue's models, and those that are here without standing in it."""

@@ -145,6 +145,29 @@ def test_a_pin_goes_with_the_file_whatever_it_is_called_by(store: ModelStore) ->
         assert store.versions.choices() == {}
 
 
+# Spellings
+
+
+def test_a_model_is_kept_and_held_however_its_path_is_spelled(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store.pull("a")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    spellings = ["~/models/a.gguf", "models/a.gguf", str(tmp_path / "models" / ".." / "models" / "a.gguf")]
+    if os.name == "posix":
+        (tmp_path / "link").symlink_to(store.folder)
+        (tmp_path / "other.gguf").symlink_to(path)
+        spellings += ["link/a.gguf", "other.gguf"]
+    for spelling in spellings:
+        assert path not in [one.path for one in store.cleaning.evictable([spelling])], spelling
+        with store.in_use(Path(spelling).expanduser()):
+            assert store.leases.is_held(path), spelling
+            assert store.cleaning.evictable([]) == (), spelling
+    assert [one.path for one in store.cleaning.evictable(["~/elsewhere/a.gguf"])] == [path]
+
+
 # Prune
 
 
