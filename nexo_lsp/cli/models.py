@@ -96,7 +96,11 @@ def verify(
             print_json([_verdict_row(verdict) for verdict in verdicts])
         else:
             for verdict in verdicts:
-                mend = f"run `nexo-lsp models pull {verdict.name}` to fetch it again"
+                mend = (
+                    f"run `nexo-lsp models pull {verdict.name}` to fetch it again"
+                    if verdict.published
+                    else f"run `nexo-lsp models remove {verdict.name}`, since it cannot be fetched again"
+                )
                 say(
                     f"{verdict.name} is right{f' ({verdict.note})' if verdict.note else ''}."
                     if verdict.ok

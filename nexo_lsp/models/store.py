@@ -65,6 +65,8 @@ class Verdict:
     problem: str = ""
     note: str = ""
     """What there is to say besides: who says what the file should be, where the catalogue does not."""
+    published: bool = True
+    """Whether it can be fetched again: not an older version that was named."""
 
 
 class ModelStore:
@@ -125,6 +127,11 @@ class ModelStore:
         file = Path(name).name
         return next((entry for entry in self.catalog if entry.name == name or entry.file == file), None)
 
+    def fetched_as(self, name: str) -> CatalogEntry | None:
+        """The entry that `pull` would fetch to have `name`; None where it can fetch nothing of that name."""
+        entry, (_, wanted) = self.entry_for(name), _split(name)
+        return entry if entry is not None and wanted in {"", short(entry.sha256)} else None
+
     def locate(self, name_or_path: str) -> Path:
         """The file of a catalogue name, of `auto`, of a file in the models folder, or of a path.
 
@@ -180,9 +187,10 @@ class ModelStore:
         A file that is there already is read once and its digest checked, and fetched again if it is wrong;
         `force` fetches it again in any case. A version that the user has chosen is the model as long as it is
         here; otherwise an older one stays beside the catalogue's (see `versions`). Two processes that pull at
-        once share one download. Raises `ModelUnknown`, `ModelDownloadFailed` (its message names each source
-        and why), `DiskFull` (the limit of the folder counts like the disk),
-        `ModelDownloadCancelled`, and `ModelError` where the folder cannot be written.
+        once share one download. Raises `ModelUnknown`, `ModelMissing` for a version that is not here and that
+        nobody delivers any more, `ModelDownloadFailed` (its message names each source and why), `DiskFull`
+        (the limit of the folder counts like the disk), `ModelDownloadCancelled`, and `ModelError` where the
+        folder cannot be written.
         """
         entry, (_, wanted) = self.entry(name), _split(name)
         cancel = cancel or threading.Event()
@@ -193,6 +201,12 @@ class ModelStore:
                 digest = read_record(chosen.path) or self._check(chosen.path, meter, cancel)
             if short(digest) == chosen.id:
                 return chosen.path
+        newest = short(entry.sha256)
+        if wanted not in {"", newest}:
+            raise ModelMissing(
+                f"The version {wanted} of {entry.name} is not on this machine, or not as it was, and only "
+                f"{newest or 'what is published now'} can be fetched: `nexo-lsp models pull {entry.name}`."
+            )
         return self.have(entry, progress, cancel, force)
 
     def have(
@@ -269,7 +283,8 @@ class ModelStore:
         if ours and not right:
             keep(entry, path, digest)
         label = version.of(entry.name) if version is not None and wanted else entry.name
-        return Verdict(ok, label, path, size, digest, "" if ok else WRONG_DIGEST, note_of(entry))
+        published = wanted in {"", short(entry.sha256)}
+        return Verdict(ok, label, path, size, digest, "" if ok else WRONG_DIGEST, note_of(entry), published)
 
     def remove(self, name: str) -> int:
         """Delete a model of this folder with what was fetched of it in part; gives the bytes freed.

@@ -68,7 +68,7 @@ class ModelSupply:
         try:
             return await self._offload(lambda: self._held(self._store().locate(reference)))
         except (ModelMissing, ModelCorrupt) as missing:
-            entry = self._store().entry_for(reference)
+            entry = self._store().fetched_as(reference)
             if entry is None or not self.may_fetch(entry.name):
                 raise
             path = await asyncio.shield(self._fetch(reference, entry, missing))
