@@ -168,7 +168,8 @@ def load_catalog(user_file: Path | None) -> Catalog:
     if user_file is None:
         return Catalog(own)
     try:
-        text = user_file.read_text("utf-8")
+        # Some editors put a mark of the encoding before the text.
+        text = user_file.read_text("utf-8-sig")
     except FileNotFoundError:
         return Catalog(own)
     except (OSError, UnicodeDecodeError) as error:

@@ -25,7 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from nexo_lsp.models.catalog import MAIN, CatalogEntry, MirrorPart, Purpose
 
 _Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=120)]
-_FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*\.gguf$", max_length=200)]
+# No @: what stands behind it is a version (`versions.py`).
+_FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*\.gguf$", max_length=200)]
 # An SPDX expression of one licence; `LicenseRef-` is how SPDX writes those that it has no name for.
 _Spdx = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")]
 _Url = Annotated[str, StringConstraints(pattern=r"^https://[^\s@]+$")]
