@@ -144,14 +144,24 @@ class ModelStore:
         if is_reference(name_or_path):
             return self._there(self.entry(name_or_path), "")
         if _looks_like_path(name_or_path):
-            for path in (expanded(name_or_path), self.folder / name_or_path):
+            bare = "/" not in name_or_path and "\\" not in name_or_path
+            # A name alone is one of the models folder, whatever the current folder has of that name.
+            paths = (
+                (self.folder / name_or_path,)
+                if bare
+                else (expanded(name_or_path), self.folder / name_or_path)
+            )
+            for path in paths:
                 if path.is_file():
                     return path
             embedded = self._embedded.named(name_or_path)
             if embedded is not None:
                 return embedded
             if self.entry_for(name_or_path) is None or Path(name_or_path).name != name_or_path:
-                raise ModelUnknown(f"There is no model file at {name_or_path}.")
+                hint = (
+                    f" in {self.folder}; for another folder write its path (./{name_or_path})" if bare else ""
+                )
+                raise ModelUnknown(f"There is no model file at {name_or_path}{hint}.")
         return self._there(self.entry(name_or_path), split_version(name_or_path)[1])
 
     def _there(self, entry: CatalogEntry, wanted: str) -> Path:

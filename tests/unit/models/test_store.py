@@ -105,6 +105,23 @@ def test_paths_and_files_of_the_folder_are_located(store: ModelStore, tmp_path: 
         store.locate("tiny-coder.gguf")
 
 
+def test_a_bare_name_is_one_of_the_models_folder(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("own.gguf", "tiny-coder.gguf"):
+        Path(name).write_bytes(b"of whoever made this folder")
+    with pytest.raises(ModelUnknown, match=r"\./own\.gguf"):
+        store.locate("own.gguf")
+    with pytest.raises(ModelMissing):
+        store.locate("tiny-coder.gguf")
+    assert store.locate("./own.gguf").samefile("own.gguf")
+    store.folder.mkdir()
+    (store.folder / "own.gguf").write_bytes(b"the user's")
+    assert store.locate("own.gguf").read_bytes() == b"the user's"
+
+
 def test_auto_is_the_default_model(tmp_path: Path) -> None:
     store = ModelStore(tmp_path, {})
     with pytest.raises(ModelMissing, match=r"qwen2\.5-coder-0\.5b-instruct-q4_k_m \(491 MB\)"):
