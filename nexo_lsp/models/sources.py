@@ -198,7 +198,7 @@ class HuggingFaceSource:
     def fetch(self, entry: CatalogEntry, target: Path, progress: Report, cancel: threading.Event) -> None:
         """See `Source.fetch`."""
         cached = self._cached(entry)
-        if cached is not None and size_of(cached) == entry.size:
+        if cached is not None and _may_be(cached, entry):
             progress(size_of(target), "from the Hugging Face cache on this machine")
             copy_file(cached, target, entry.size, progress, cancel)
             return
@@ -211,9 +211,7 @@ class HuggingFaceSource:
     def announce(self, entry: CatalogEntry, cancel: threading.Event) -> Announced:
         """See `Announcer.announce`: what the Hub says, or where it may not be asked, what its cache holds."""
         if self._why_offline() and (cached := self._cached(entry)) is not None:
-            # The library keeps a file under its SHA-256, and a link to that under the file's own name.
-            blob = cached.resolve().name
-            return Announced(size_of(cached), blob if re.fullmatch(r"[0-9a-f]{64}", blob) else "", blob)
+            return Announced(size_of(cached), _digest_in_cache(cached), cached.resolve().name)
         return self._with_or_without_token(
             entry, lambda url, headers: ask_hub(url, headers, self._limits, cancel)
         )
@@ -274,3 +272,16 @@ class HuggingFaceSource:
         except (OSError, ValueError) as error:
             raise SourceFailed(f"its settings on this machine are not right ({error})") from error
         return url, headers
+
+
+def _may_be(cached: Path, entry: CatalogEntry) -> bool:
+    # Another version may well have the same size.
+    other = entry.sha256 and _digest_in_cache(cached) not in {"", entry.sha256}
+    return size_of(cached) == entry.size and not other
+
+
+def _digest_in_cache(cached: Path) -> str:
+    """The SHA-256 that the Hub's cache has a file under; empty where it does not say."""
+    # The library keeps a file under its SHA-256, and a link to that under the file's own name.
+    blob = cached.resolve().name
+    return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else ""
