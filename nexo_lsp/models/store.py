@@ -159,7 +159,7 @@ class ModelStore:
                 return embedded
             if self.entry_for(name_or_path) is None or Path(name_or_path).name != name_or_path:
                 hint = (
-                    f" in {self.folder}; for another folder write its path (./{name_or_path})" if bare else ""
+                    f" in {self.folder}; for one in the current folder write ./{name_or_path}" if bare else ""
                 )
                 raise ModelUnknown(f"There is no model file at {name_or_path}{hint}.")
         return self._there(self.entry(name_or_path), split_version(name_or_path)[1])
