@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import sys
@@ -11,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
 import psutil
 import pytest
 
@@ -78,38 +76,6 @@ def test_the_order_of_sources() -> None:
 
 
 # HTTP
-
-
-@pytest.mark.parametrize(("location", "reached"), [("http://b.invalid/x", 0), ("https://b.invalid/x", 1)])
-def test_an_encrypted_address_does_not_lead_to_one_that_is_not(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    make_entry: MakeEntry,
-    payload: bytes,
-    location: str,
-    reached: int,
-) -> None:
-    asked: list[str] = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(request.url.host)
-        if request.url.host == "a.invalid":
-            return httpx.Response(302, headers={"Location": location})
-        length = {"Content-Length": str(len(payload))}
-        return httpx.Response(200, headers=length, stream=httpx.ByteStream(payload))
-
-    made = functools.partial(httpx.Client, transport=httpx.MockTransport(answer))
-    monkeypatch.setattr(httpx, "Client", made)
-    source, entry = UrlSource("plain URL"), make_entry(urls=("https://a.invalid/x",))
-    target = tmp_path / "x.partial"
-    if reached:
-        _fetch(source, entry, target)
-        assert source.announce(entry, threading.Event()).size == len(payload)
-    else:
-        assert "without encryption" in _failure(source, entry, target)
-        with pytest.raises(SourceFailed, match=r"a\.invalid sends on to b\.invalid without"):
-            source.announce(entry, threading.Event())
-    assert asked.count("b.invalid") == 2 * reached
 
 
 def test_a_dropped_connection_is_taken_up_where_it_broke(
