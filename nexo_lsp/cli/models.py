@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,13 +19,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from nexo_lsp.cli.exit_codes import ExitCode, exit_code
 from nexo_lsp.cli.interrupts import interruptible
+from nexo_lsp.cli.model_store import open_store
 from nexo_lsp.cli.models_quantize import compress, quantize
 from nexo_lsp.errors import ModelError
-from nexo_lsp.folders import folders
-from nexo_lsp.models.catalog import load_catalog, size_text
+from nexo_lsp.models.catalog import size_text
 from nexo_lsp.models.progress import ProgressReport, PullProgress
 from nexo_lsp.models.store import ModelStore, Verdict
-from nexo_lsp.settings import effective
 
 app = typer.Typer(help="Fetch, list, check, remove and shrink model files.", no_args_is_help=True)
 
@@ -35,17 +33,6 @@ app = typer.Typer(help="Fetch, list, check, remove and shrink model files.", no_
 logging.getLogger("nexo_lsp.models").addHandler(logging.NullHandler())
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-
-
-def open_store() -> ModelStore:
-    """The models folder of this user."""
-    where = folders(os.environ)
-    catalog = load_catalog(where.catalog_file)
-    for problem in catalog.problems:
-        Console(stderr=True).print(problem, highlight=False, markup=False, soft_wrap=True, style="yellow")
-    store = ModelStore(where.models, os.environ, catalog=catalog.entries)
-    store.follow(effective(where.settings_file, os.environ).settings)
-    return store
 
 
 def pull_with_progress_bar(store: ModelStore, name: str, console: Console, *, force: bool = False) -> Path:
@@ -109,7 +96,11 @@ def verify(
             print_json([_verdict_row(verdict) for verdict in verdicts])
         else:
             for verdict in verdicts:
-                mend = f"run `nexo-lsp models pull {verdict.name}` to fetch it again"
+                mend = (
+                    f"run `nexo-lsp models pull {verdict.name}` to fetch it again"
+                    if verdict.published
+                    else f"run `nexo-lsp models remove {verdict.name}`, since it cannot be fetched again"
+                )
                 say(
                     f"{verdict.name} is right{f' ({verdict.note})' if verdict.note else ''}."
                     if verdict.ok

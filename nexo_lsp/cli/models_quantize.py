@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import threading
 from collections.abc import Callable, Generator
@@ -23,6 +22,7 @@ from rich.text import Text
 
 from nexo_lsp.cli.exit_codes import ExitCode, exit_code, reported
 from nexo_lsp.cli.interrupts import interruptible
+from nexo_lsp.cli.model_store import open_store
 from nexo_lsp.engines.llama.compress import (
     Bounds,
     Compressed,
@@ -36,9 +36,9 @@ from nexo_lsp.engines.llama.engine import INSTALL_HINT, is_installed
 from nexo_lsp.engines.llama.perplexity import Loss, Perplexity
 from nexo_lsp.engines.llama.quantize import KINDS, Kind, kind_of
 from nexo_lsp.errors import EngineUnavailable, NexoError, UsageError
-from nexo_lsp.folders import folders
 from nexo_lsp.models.catalog import size_text
 from nexo_lsp.models.store import ModelStore
+from nexo_lsp.models.versions import split_version
 
 T = TypeVar("T")
 
@@ -46,7 +46,9 @@ T = TypeVar("T")
 _OLD_KIND = re.compile(r"[-._](ud-)?(i?q\d+(_[a-z0-9]+)*|bf16|fp?16|fp?32)$", re.IGNORECASE)
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 _OWN = "-own"
-"""Behind a file's name where the catalogue has another file of that name."""
+"""Behind a file's name where a model that can be fetched has that name."""
+# What is fetched by a reference lies under `owner--repo--file.gguf` (`models/references.py`).
+_OF_HUB = re.compile(r".+?--.+?--.")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)b?", re.IGNORECASE)
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%?")
@@ -76,7 +78,7 @@ def quantize(
     """Write a model in another kind of quantisation, and say what that costs."""
     with _reported(as_json):
         kind = kind_of(to)
-        store = _open_store()
+        store = open_store()
         path = _located(store, model)
         rules = Rules(threads=threads, check=not no_check, force=force, keep=keep)
         target = _target(store, path, kind, out)
@@ -112,7 +114,7 @@ def compress(
     """
     with _reported(as_json):
         bounds = Bounds(_share(max_loss), _bytes(max_size) if max_size else None)
-        store = _open_store()
+        store = open_store()
         path = _located(store, model)
         rules = Rules(threads=threads, force=force)
         found = _watched(
@@ -128,10 +130,6 @@ def compress(
             raise typer.Exit(ExitCode.FOUND)
 
 
-def _open_store() -> ModelStore:
-    return ModelStore(folders(os.environ).models, os.environ)
-
-
 def _located(store: ModelStore, name: str) -> Path:
     path = store.locate(name)
     if not is_installed():
@@ -145,12 +143,19 @@ def _target(store: ModelStore, model: Path, kind: Kind, out: Path | None) -> Pat
     if out is not None and not out.is_dir():
         if out.suffix.lower() != ".gguf":
             raise UsageError(f"{out} is no name for a model; let it end in .gguf.")
-        if out.absolute().parent == store.folder.absolute() and store.entry_for(out.name) is not None:
-            raise UsageError(f"{out.name} is the name of a model in the catalogue; choose another one.")
+        if out.absolute().parent == store.folder.absolute() and _is_taken(store, out.name):
+            raise UsageError(
+                f"{out.name} is the name of a model of the catalogue or the Hub; choose another one."
+            )
         return out
     folder = store.folder if out is None else out
-    known = store.entry_for(f"{stem}.gguf") is not None
-    return folder / f"{stem}{_OWN if known else ''}.gguf"
+    return folder / f"{stem}{_OWN if _is_taken(store, f'{stem}.gguf') else ''}.gguf"
+
+
+def _is_taken(store: ModelStore, file: str) -> bool:
+    """Whether a model that can be fetched has that file name, or may have it, on any file system."""
+    plain = split_version(file)[0].lower()
+    return _OF_HUB.match(plain) is not None or any(entry.file.lower() == plain for entry in store.catalog)
 
 
 def _watched(model: Path, rules: Rules, work: Callable[[Workshop], T]) -> T:

@@ -20,9 +20,10 @@ from nexo_lsp.cli.models import AsJson, failures_told, interruptible, print_json
 from nexo_lsp.errors import UsageError
 from nexo_lsp.folders import folders
 from nexo_lsp.models.catalog import CatalogEntry, size_text
+from nexo_lsp.models.references import is_reference
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.models.updates import Announce, Offer, Outlook, hub_announcer, offline, outlook, take
-from nexo_lsp.models.versions import short
+from nexo_lsp.models.versions import short, split_version
 from nexo_lsp.settings import effective
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
@@ -98,17 +99,19 @@ def pin(
 ) -> None:
     """Keep to a version: no update replaces it, and nothing removes it."""
     store = models.open_store()
-    with failures_told(as_json):
-        entry = store.entry(name)
-        kept = store.versions.pin(entry, version)
+    with reported(), failures_told(as_json):
+        entry, named = store.entry(name), _version_in(name)
+        if version and named and version != named:
+            raise UsageError(f"{name} names another version than {version}; give one of them.")
+        kept = store.versions.pin(entry, version or named)
         _told(as_json, entry, kept.id, f"{entry.name} is pinned to {kept.id}.")
 
 
 def unpin(name: str, as_json: AsJson = False) -> None:
     """Follow the catalogue again."""
     store = models.open_store()
-    with failures_told(as_json):
-        entry = store.entry(name)
+    with reported(), failures_told(as_json):
+        entry = _whole(store, name)
         now = store.versions.unpin(entry)
         used = now.id if now is not None else ""
         _told(as_json, entry, used, f"{entry.name} follows the catalogue; in use: {used or 'none'}.")
@@ -121,10 +124,24 @@ def rollback(
 ) -> None:
     """Use the version that came before the one in use; nothing is fetched."""
     store = models.open_store()
-    with failures_told(as_json):
-        entry = store.entry(name)
+    with reported(), failures_told(as_json):
+        entry = _whole(store, name)
         now = store.versions.roll(entry, forward=forward)
         _told(as_json, entry, now.id, f"{entry.name} is at {now.id} now.")
+
+
+def _version_in(name: str) -> str:
+    """The version that stands in a name; what stands behind the @ of a reference is a revision."""
+    return "" if is_reference(name) else split_version(name)[1]
+
+
+def _whole(store: ModelStore, name: str) -> CatalogEntry:
+    """The entry of a name without a version. Raises `UsageError` for one with it, and `ModelUnknown`."""
+    if _version_in(name):
+        raise UsageError(
+            f"{name} names one version, and this is about all; leave out the @ and what follows."
+        )
+    return store.entry(name)
 
 
 def agreed(question: str) -> bool:

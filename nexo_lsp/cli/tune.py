@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from nexo_lsp.cli.model_store import open_store
 from nexo_lsp.engines.llama import tuning
 from nexo_lsp.engines.llama.engine import INSTALL_HINT, is_installed
 from nexo_lsp.engines.llama.messages import Load
@@ -20,7 +21,6 @@ from nexo_lsp.engines.llama.tuning import Figures, best_threads, drafting, measu
 from nexo_lsp.engines.llama.tuning_file import Tuned, TuningFile, identity
 from nexo_lsp.errors import EngineUnavailable
 from nexo_lsp.folders import Folders, folders
-from nexo_lsp.models.store import ModelStore
 from nexo_lsp.runtime.providers.native import draft_for, gpu_layers_of, unpack_folder
 from nexo_lsp.settings import EngineSettings, effective
 
@@ -38,7 +38,7 @@ def run(environ: Mapping[str, str], *, as_json: bool, how: Measure = measure) ->
     settings = effective(where.settings_file, environ).settings
     if not is_installed():
         raise EngineUnavailable(INSTALL_HINT)
-    model = ModelStore(where.models, environ).locate(settings.model)
+    model = open_store(environ).locate(settings.model)
     draft = draft_for(model)
     figures = _measured(how, _wish(settings.engine, model, draft, where))
     tuned = Tuned(date.today(), figures, identity(draft) if draft is not None else "")

@@ -1,8 +1,8 @@
 """The models that the project knows, with every place they can come from, and those that the user adds.
 
 They are data: `catalog.toml` beside this file, and a file of the user's of the same form
-(`Folders.catalog_file`), whose entries come in addition or take the place of one by its name. Both are read
-when first asked for.
+(`Folders.catalog_file`), whose entries come in addition or take the place of one by its name (whose facts
+they have as far as they say nothing else). Both are read when first asked for.
 """
 
 from __future__ import annotations
@@ -168,14 +168,15 @@ def load_catalog(user_file: Path | None) -> Catalog:
     if user_file is None:
         return Catalog(own)
     try:
-        text = user_file.read_text("utf-8")
+        # Some editors put a mark of the encoding before the text.
+        text = user_file.read_text("utf-8-sig")
     except FileNotFoundError:
         return Catalog(own)
     except (OSError, UnicodeDecodeError) as error:
         return Catalog(own, (f"{user_file} cannot be read ({error}); only the project's models are known.",))
     from nexo_lsp.models.catalog_file import parse
 
-    found, problems = parse(text)
+    found, problems = parse(text, own)
     users = {entry.name: entry for entry in found}
     entries = [users.pop(entry.name, entry) for entry in own] + list(users.values())
     kept, clashes = _with_own_files(entries)

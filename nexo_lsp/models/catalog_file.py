@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -24,7 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from nexo_lsp.models.catalog import MAIN, CatalogEntry, MirrorPart, Purpose
 
 _Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=120)]
-_FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*\.gguf$", max_length=200)]
+# No @: what stands behind it is a version (`versions.py`).
+_FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*\.gguf$", max_length=200)]
 # An SPDX expression of one licence; `LicenseRef-` is how SPDX writes those that it has no name for.
 _Spdx = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")]
 _Url = Annotated[str, StringConstraints(pattern=r"^https://[^\s@]+$")]
@@ -84,8 +86,26 @@ class _Model(_Table):
         return self
 
 
-def parse(text: str) -> tuple[list[CatalogEntry], list[str]]:
-    """The entries of a catalogue file, and what is wrong with those that are left out; for people."""
+_FACTS = {
+    "family": "family",
+    "description": "description",
+    "parameters": "parameters",
+    "active": "active_parameters",
+    "quantisation": "quantisation",
+    "license": "license",
+    "context": "context_tokens",
+    "kv_bytes": "kv_bytes_per_token",
+    "good_for": "good_for",
+}
+"""What is true of every file of a model, by its key: where it comes from and which very file it is is not."""
+
+
+def parse(text: str, known: Sequence[CatalogEntry] = ()) -> tuple[list[CatalogEntry], list[str]]:
+    """The entries of a catalogue file, and what is wrong with those that are left out; for people.
+
+    An entry with the name of one of `known` has that one's facts where it says nothing of them.
+    """
+    replaced = {entry.name: entry for entry in known}
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -99,10 +119,14 @@ def parse(text: str) -> tuple[list[CatalogEntry], list[str]]:
     seen: Counter[str] = Counter()
     for number, table in enumerate(cast("list[object]", tables), start=1):
         try:
-            entry = _entry(_Model.model_validate(table))
+            model = _Model.model_validate(table)
         except ValidationError as error:
             problems.append(f"{_called(table, number)} is left out: {_reason(error)}.")
             continue
+        entry = _entry(model)
+        if (old := replaced.get(entry.name)) is not None:
+            left_out = {field for key, field in _FACTS.items() if key not in model.model_fields_set}
+            entry = replace(entry, **{field: getattr(old, field) for field in left_out})
         seen[entry.name] += 1
         if seen[entry.name] > 1:
             problems.append(f"the model {entry.name} is there twice; the first one counts.")

@@ -21,13 +21,13 @@ from typing import Literal
 import filelock
 
 from nexo_lsp.errors import DiskFull, ModelError
-from nexo_lsp.folders import UNPACKED
+from nexo_lsp.folders import UNPACKED, expanded
 from nexo_lsp.models.catalog import DEFAULT_MODEL, CatalogEntry, size_text
-from nexo_lsp.models.files import size_of
+from nexo_lsp.models.files import size_of, within
 from nexo_lsp.models.leases import Leases, used_file
 from nexo_lsp.models.record import record_file
 from nexo_lsp.models.unpinned import entry_behind, origin_file, remembered
-from nexo_lsp.models.versions import Versions, short, split_version
+from nexo_lsp.models.versions import Versions, short, split_version, versioned_path
 
 log = logging.getLogger("nexo_lsp.models")
 
@@ -121,7 +121,9 @@ class Cleaning:
                 used = current is not None and version.id == current.id
                 if version.id in asked or ("" in asked and used):
                     kept.add(version.path)
-        return frozenset(kept | self._pinned() | {self._folder / name for name in keep})
+        paths = (path for name in keep for path in (self._folder / name, expanded(name)))
+        named = {ours for path in paths if (ours := within(path, self._folder)) is not None}
+        return frozenset(kept | self._pinned() | named)
 
     def _entries(self) -> Iterator[CatalogEntry]:
         """The catalogue's models, and those that are here without standing in it."""
@@ -310,14 +312,18 @@ def removable(folder: Path, versions: Versions, entry: CatalogEntry | None, name
     wanted = split_version(name)[1] if entry is not None else ""
     if entry is not None and wanted:
         version = versions.find(entry, wanted)
-        return (version.path,) if version is not None else ()
+        # One that is known to be damaged is no version any more, and may go all the same.
+        path = version.path if version is not None else versioned_path(plain, wanted)
+        return (path,) if path.exists() else ()
     return _parts_and_versions(plain)
 
 
 def _parts_and_versions(plain: Path) -> tuple[Path, ...]:
     """All versions of the model file `plain` that are there, whole or in part."""
-    beside = plain.parent.glob(f"{glob.escape(plain.stem)}@*{plain.suffix}*")
-    files = (plain, plain.with_name(plain.name + ".partial"), *sorted(beside))
+    found = sorted(plain.parent.glob(f"{glob.escape(plain.stem)}@*{plain.suffix}*"))
+    # What stands behind the @ may be the user's own: `coder@work.gguf` is no version of `coder.gguf`.
+    beside = (path for path in found if split_version(path.name.removesuffix(".partial"))[1])
+    files = (plain, plain.with_name(plain.name + ".partial"), *beside)
     return tuple(path for path in files if path.exists() and path.suffix in {".gguf", ".partial"})
 
 

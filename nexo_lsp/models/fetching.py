@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import logging
 import os
 import threading
@@ -33,7 +34,7 @@ class Fetching:
 
     def __init__(self, folder: Path, sources: Sequence[Source], disk_free: DiskFree) -> None:
         self._folder = folder
-        self._sources = tuple(sources)
+        self.sources = sources
         self._disk_free = disk_free
 
     def fetch(
@@ -47,8 +48,8 @@ class Fetching:
         if force:
             partial.unlink(missing_ok=True)
         elif path.exists():
+            # It stays until the new one is here: the network may fail.
             log.warning("%s is not the published file; fetching it again", path)
-            path.unlink()
         begin(entry, partial)
         if note := note_of(entry):
             meter.downloaded(size_of(partial), note)
@@ -59,7 +60,7 @@ class Fetching:
                 return
             partial.unlink()
         reasons: list[str] = []
-        for source in self._sources:
+        for source in self.sources:
             self._require_room(entry, partial)
             meter.begin(source.name, size_of(partial))
             try:
@@ -103,6 +104,11 @@ class Fetching:
         with partial.open("r+b") as file:
             os.fsync(file.fileno())
         try:
+            if size_of(path) not in {0, entry.size}:
+                # No damaged copy of the published file: an older version, or the user's own.
+                aside = _aside(path)
+                path.replace(aside)
+                log.warning("%s had the name of %s; it is %s now", path, entry.name, aside.name)
             partial.replace(path)
         except PermissionError as error:
             raise ModelError(f"{path} cannot be replaced; is an engine using it? Stop it first.") from error
@@ -164,6 +170,12 @@ class Fetching:
 def partial_of(path: Path) -> Path:
     """The beginning of `path`, while it is fetched and after that was given up."""
     return path.with_name(path.name + ".partial")
+
+
+def _aside(path: Path) -> Path:
+    """A name beside `path` that is free."""
+    names = (f"{path.stem}.before{number or ''}{path.suffix}" for number in itertools.count())
+    return next(free for name in names if not (free := path.with_name(name)).exists())
 
 
 def lock_file(path: Path) -> Path:

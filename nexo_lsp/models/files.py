@@ -14,3 +14,19 @@ def size_of(path: Path) -> int:
         return path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         return 0
+
+
+def within(path: Path, folder: Path) -> Path | None:
+    """`path` as it is called in `folder`, however it is spelled; None if it lies elsewhere.
+
+    A link in the folder is itself, not what it points at.
+    """
+    try:
+        ours = folder.resolve()
+        if path.parent.resolve() == ours:
+            return folder / path.name
+        real = path.resolve()
+    except (OSError, RuntimeError):
+        # A circle of links leads to no model.
+        return None
+    return folder / real.name if real.parent == ours else None

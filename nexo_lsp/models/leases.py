@@ -18,6 +18,7 @@ from pathlib import Path
 import filelock
 
 from nexo_lsp.errors import ModelError, ModelMissing
+from nexo_lsp.models.files import within
 from nexo_lsp.models.versions import Versions
 
 log = logging.getLogger("nexo_lsp.models")
@@ -42,9 +43,10 @@ class Leases:
 
     def used(self, path: Path) -> None:
         """Note that a model is used now. Where that cannot be noted, it is not."""
-        if self._is_ours(path):
+        ours = within(path, self._models)
+        if ours is not None:
             with contextlib.suppress(OSError):
-                used_file(path).touch()
+                used_file(ours).touch()
 
     def last_use(self, path: Path) -> float:
         """When `path` was last used or came here, in seconds since the epoch; 0 for what is not there."""
@@ -61,15 +63,16 @@ class Leases:
         A file outside the models folder needs no lease: nothing there is ever removed. In a folder that
         cannot be written none can be had, and nothing removed. Raises `ModelMissing` when the file is gone.
         """
-        if not self._is_ours(path):
+        ours = within(path, self._models)
+        if ours is None:
             yield
             return
-        lock = self._taken(path)
-        self.used(path)
+        lock = self._taken(ours)
+        self.used(ours)
         try:
             yield
         finally:
-            self.used(path)
+            self.used(ours)
             if lock is not None:
                 lock.release()
                 with contextlib.suppress(OSError):
@@ -113,9 +116,6 @@ class Leases:
             log.info("%s is used without a lease: %s", path, error)
             return None
         return lock
-
-    def _is_ours(self, path: Path) -> bool:
-        return path.absolute().parent == self._models.absolute()
 
 
 def _is_alive(file: Path, *, clear: bool = False) -> bool:

@@ -33,12 +33,9 @@ def record_of(path: Path) -> Record | None:
     """What is known of `path`; None when it was never read, or has changed since."""
     try:
         stat = path.stat()
-        data: Any = json.loads(record_file(path).read_text("utf-8"))
-    except (OSError, ValueError):
+    except OSError:
         return None
-    if not isinstance(data, dict):
-        return None
-    known = cast("dict[str, object]", data)
+    known = _noted(path)
     if known.get("size") != stat.st_size or known.get("mtime_ns") != stat.st_mtime_ns:
         return None
     digest, added = known.get("sha256"), known.get("added_ns", stat.st_mtime_ns)
@@ -53,19 +50,29 @@ def read_record(path: Path) -> str | None:
     return record.sha256 if record is not None else None
 
 
+def _noted(path: Path) -> dict[str, object]:
+    """What is written beside `path`, whether or not it has changed since; empty where nothing is."""
+    try:
+        data: Any = json.loads(record_file(path).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return cast("dict[str, object]", data) if isinstance(data, dict) else {}
+
+
 def write_record(path: Path, sha256: str, *, published: bool = False) -> None:
     """Remember a digest. Where the folder is read-only it is not remembered, and found again next time.
 
-    A digest that was a published one stays so when it is found again.
+    A digest that was a published one stays so when it is found again, also in a file that was touched.
     """
     with contextlib.suppress(OSError):
-        before, stat = record_of(path), path.stat()
+        before, noted, stat = record_of(path), _noted(path), path.stat()
         same = before is not None and before.sha256 == sha256
+        known = noted.get("sha256") == sha256 and noted.get("published") is True
         data = {
             "size": stat.st_size,
             "mtime_ns": stat.st_mtime_ns,
             "sha256": sha256,
-            "published": published or (before is not None and same and before.published),
+            "published": published or known,
             "added_ns": before.added_ns if before is not None and same else time.time_ns(),
         }
         write_whole(record_file(path), json.dumps(data))

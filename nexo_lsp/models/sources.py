@@ -40,6 +40,7 @@ log = logging.getLogger("nexo_lsp.models")
 
 _AGENT = f"nexo-lsp/{__version__}"
 _HUB_HOST = "//huggingface.co/"
+_OFFLINE = "nexo.offline is set"
 _PATIENT = HttpLimits(answer_s=20)
 """For an address that the user chose: nothing better comes after it, so it may be slow."""
 
@@ -61,8 +62,13 @@ class Source(Protocol):
         ...
 
 
-def default_sources(environ: Mapping[str, str], disk_free: DiskFree = free_disk) -> tuple[Source, ...]:
-    """The sources in the order in which they are tried, for an environment."""
+def default_sources(
+    environ: Mapping[str, str], disk_free: DiskFree = free_disk, *, offline: bool = False
+) -> tuple[Source, ...]:
+    """The sources in the order in which they are tried, for an environment.
+
+    Somebody who is `offline` (`nexo.offline`) has what lies on this machine; the others only say why not.
+    """
     sources: list[Source] = []
     folder = environ.get("NEXO_MODEL_DIR", "").strip()
     if folder:
@@ -71,11 +77,14 @@ def default_sources(environ: Mapping[str, str], disk_free: DiskFree = free_disk)
     if base:
         sources.append(UrlSource("NEXO_MODEL_URL", base=base, limits=_PATIENT))
     sources += (
-        HuggingFaceSource(environ),
+        HuggingFaceSource(environ, offline=offline),
         MirrorSource(environ, disk_free),
         UrlSource("plain URL", offline=hub_is_offline(environ)),
     )
-    return tuple(sources)
+    local = (FolderSource, HuggingFaceSource)
+    return tuple(
+        _Off(source.name) if offline and not isinstance(source, local) else source for source in sources
+    )
 
 
 def hub_is_offline(environ: Mapping[str, str]) -> bool:
@@ -86,6 +95,17 @@ def hub_is_offline(environ: Mapping[str, str]) -> bool:
 def _is_on(environ: Mapping[str, str], name: str) -> bool:
     # The words are those that huggingface_hub takes for true.
     return environ.get(name, "").strip().upper() in {"1", "ON", "YES", "TRUE"}
+
+
+class _Off:
+    """A source that is not asked, since the user wants no network."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def fetch(self, entry: CatalogEntry, target: Path, progress: Report, cancel: threading.Event) -> None:
+        """See `Source.fetch`."""
+        raise SourceFailed(_OFFLINE)
 
 
 class FolderSource:
@@ -168,14 +188,17 @@ class HuggingFaceSource:
 
     name = "Hugging Face"
 
-    def __init__(self, environ: Mapping[str, str], limits: HttpLimits | None = None) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], limits: HttpLimits | None = None, *, offline: bool = False
+    ) -> None:
         self._environ = environ
         self._limits = limits or HttpLimits()
+        self._offline = offline
 
     def fetch(self, entry: CatalogEntry, target: Path, progress: Report, cancel: threading.Event) -> None:
         """See `Source.fetch`."""
         cached = self._cached(entry)
-        if cached is not None and size_of(cached) == entry.size:
+        if cached is not None and _may_be(cached, entry):
             progress(size_of(target), "from the Hugging Face cache on this machine")
             copy_file(cached, target, entry.size, progress, cancel)
             return
@@ -187,10 +210,8 @@ class HuggingFaceSource:
 
     def announce(self, entry: CatalogEntry, cancel: threading.Event) -> Announced:
         """See `Announcer.announce`: what the Hub says, or where it may not be asked, what its cache holds."""
-        if hub_is_offline(self._environ) and (cached := self._cached(entry)) is not None:
-            # The library keeps a file under its SHA-256, and a link to that under the file's own name.
-            blob = cached.resolve().name
-            return Announced(size_of(cached), blob if re.fullmatch(r"[0-9a-f]{64}", blob) else "", blob)
+        if self._why_offline() and (cached := self._cached(entry)) is not None:
+            return Announced(size_of(cached), _digest_in_cache(cached), cached.resolve().name)
         return self._with_or_without_token(
             entry, lambda url, headers: ask_hub(url, headers, self._limits, cancel)
         )
@@ -198,8 +219,8 @@ class HuggingFaceSource:
     def _with_or_without_token(self, entry: CatalogEntry, work: Callable[[str, Mapping[str, str]], T]) -> T:
         if not entry.hub_repo:
             raise SourceFailed("it does not have this model")
-        if hub_is_offline(self._environ):
-            raise SourceFailed("HF_HUB_OFFLINE is set, and the cache on this machine does not have the file")
+        if why := self._why_offline():
+            raise SourceFailed(f"{why}, and the cache on this machine does not have the file")
         url, headers = self._request(entry)
         try:
             return work(url, headers)
@@ -210,6 +231,11 @@ class HuggingFaceSource:
             log.warning("Hugging Face refuses the token of this machine; trying without it")
             del headers["authorization"]
             return work(url, headers)
+
+    def _why_offline(self) -> str:
+        if self._offline:
+            return _OFFLINE
+        return "HF_HUB_OFFLINE is set" if hub_is_offline(self._environ) else ""
 
     def _cached(self, entry: CatalogEntry) -> Path | None:
         if not entry.hub_repo:
@@ -246,3 +272,16 @@ class HuggingFaceSource:
         except (OSError, ValueError) as error:
             raise SourceFailed(f"its settings on this machine are not right ({error})") from error
         return url, headers
+
+
+def _may_be(cached: Path, entry: CatalogEntry) -> bool:
+    # Another version may well have the same size.
+    other = entry.sha256 and _digest_in_cache(cached) not in {"", entry.sha256}
+    return size_of(cached) == entry.size and not other
+
+
+def _digest_in_cache(cached: Path) -> str:
+    """The SHA-256 that the Hub's cache has a file under; empty where it does not say."""
+    # The library keeps a file under its SHA-256, and a link to that under the file's own name.
+    blob = cached.resolve().name
+    return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else ""

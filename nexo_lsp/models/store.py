@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,8 @@ class Verdict:
     problem: str = ""
     note: str = ""
     """What there is to say besides: who says what the file should be, where the catalogue does not."""
+    published: bool = True
+    """Whether it can be fetched again: not an older version that was named."""
 
 
 class ModelStore:
@@ -81,8 +83,10 @@ class ModelStore:
     ) -> None:
         self.folder = folder
         self.catalog = tuple(catalog)
-        self._sources = tuple(sources) if sources is not None else default_sources(environ, disk_free)
-        self._fetching = Fetching(folder, self._sources, disk_free)
+        self._sources_if: Callable[[bool], Sequence[Source]] = lambda offline: (
+            sources if sources is not None else default_sources(environ, disk_free, offline=offline)
+        )
+        self._fetching = Fetching(folder, self._sources_if(False), disk_free)
         self._embedded = embedded or EmbeddedModels(lambda: places(environ))
         self.versions = Versions(folder)
         self.leases = Leases(folder, self.versions)
@@ -99,8 +103,9 @@ class ModelStore:
         """The models that the settings name: they are never removed to make room."""
 
     def follow(self, settings: Settings) -> None:
-        """Keep to the limit that the settings set, and keep the models that they name."""
+        """Keep to the limit and off the network as the settings say, and keep the models that they name."""
         self.limit_bytes = round(settings.models.cache_limit_gb * 1e9)
+        self._fetching.sources = self._sources_if(settings.offline)
         named = (settings.model, settings.review.model, settings.completion.model)
         self.configured = tuple(file_of(name, self.catalog) for name in named if name)
 
@@ -122,6 +127,11 @@ class ModelStore:
         file = Path(name).name
         return next((entry for entry in self.catalog if entry.name == name or entry.file == file), None)
 
+    def fetched_as(self, name: str) -> CatalogEntry | None:
+        """The entry that `pull` would fetch to have `name`; None where it can fetch nothing of that name."""
+        entry, (_, wanted) = self.entry_for(name), _split(name)
+        return entry if entry is not None and wanted in {"", short(entry.sha256)} else None
+
     def locate(self, name_or_path: str) -> Path:
         """The file of a catalogue name, of `auto`, of a file in the models folder, or of a path.
 
@@ -134,14 +144,24 @@ class ModelStore:
         if is_reference(name_or_path):
             return self._there(self.entry(name_or_path), "")
         if _looks_like_path(name_or_path):
-            for path in (expanded(name_or_path), self.folder / name_or_path):
+            bare = "/" not in name_or_path and "\\" not in name_or_path
+            # A name alone is one of the models folder, whatever the current folder has of that name.
+            paths = (
+                (self.folder / name_or_path,)
+                if bare
+                else (expanded(name_or_path), self.folder / name_or_path)
+            )
+            for path in paths:
                 if path.is_file():
                     return path
             embedded = self._embedded.named(name_or_path)
             if embedded is not None:
                 return embedded
             if self.entry_for(name_or_path) is None or Path(name_or_path).name != name_or_path:
-                raise ModelUnknown(f"There is no model file at {name_or_path}.")
+                hint = (
+                    f" in {self.folder}; for one in the current folder write ./{name_or_path}" if bare else ""
+                )
+                raise ModelUnknown(f"There is no model file at {name_or_path}{hint}.")
         return self._there(self.entry(name_or_path), split_version(name_or_path)[1])
 
     def _there(self, entry: CatalogEntry, wanted: str) -> Path:
@@ -177,9 +197,10 @@ class ModelStore:
         A file that is there already is read once and its digest checked, and fetched again if it is wrong;
         `force` fetches it again in any case. A version that the user has chosen is the model as long as it is
         here; otherwise an older one stays beside the catalogue's (see `versions`). Two processes that pull at
-        once share one download. Raises `ModelUnknown`, `ModelDownloadFailed` (its message names each source
-        and why), `DiskFull` (the limit of the folder counts like the disk),
-        `ModelDownloadCancelled`, and `ModelError` where the folder cannot be written.
+        once share one download. Raises `ModelUnknown`, `ModelMissing` for a version that is not here and that
+        nobody delivers any more, `ModelDownloadFailed` (its message names each source and why), `DiskFull`
+        (the limit of the folder counts like the disk), `ModelDownloadCancelled`, and `ModelError` where the
+        folder cannot be written.
         """
         entry, (_, wanted) = self.entry(name), _split(name)
         cancel = cancel or threading.Event()
@@ -190,6 +211,12 @@ class ModelStore:
                 digest = read_record(chosen.path) or self._check(chosen.path, meter, cancel)
             if short(digest) == chosen.id:
                 return chosen.path
+        newest = short(entry.sha256)
+        if wanted not in {"", newest}:
+            raise ModelMissing(
+                f"The version {wanted} of {entry.name} is not on this machine, or not as it was, and only "
+                f"{newest or 'what is published now'} can be fetched: `nexo-lsp models pull {entry.name}`."
+            )
         return self.have(entry, progress, cancel, force)
 
     def have(
@@ -221,7 +248,7 @@ class ModelStore:
 
     def _announced(self, entry: CatalogEntry, cancel: threading.Event) -> CatalogEntry:
         try:
-            return announced(entry, self._sources, cancel)
+            return announced(entry, self._fetching.sources, cancel)
         except NotAnnounced as failure:
             path = self.folder / entry.file
             if path.is_file():
@@ -266,7 +293,8 @@ class ModelStore:
         if ours and not right:
             keep(entry, path, digest)
         label = version.of(entry.name) if version is not None and wanted else entry.name
-        return Verdict(ok, label, path, size, digest, "" if ok else WRONG_DIGEST, note_of(entry))
+        published = wanted in {"", short(entry.sha256)}
+        return Verdict(ok, label, path, size, digest, "" if ok else WRONG_DIGEST, note_of(entry), published)
 
     def remove(self, name: str) -> int:
         """Delete a model of this folder with what was fetched of it in part; gives the bytes freed.
@@ -274,9 +302,12 @@ class ModelStore:
         All its versions go, or with `NAME@ID` that one. Raises `ModelMissing` when there is none,
         `ModelUnknown`, `ModelError` while it is fetched or used, and for what came with the program.
         """
-        entry = next((entry for entry in self.catalog if entry.name == _split(name)[0]), None)
-        if entry is None and (Path(name).name != name or not (self.folder / name).is_file()):
+        try:
             entry = self.entry(name)
+        except ModelUnknown:
+            if Path(name).name != name or not (self.folder / name).is_file():
+                raise
+            entry = None
         files = removable(self.folder, self.versions, entry, name)
         if not files:
             embedded = self._embedded.find(entry) if entry is not None else None

@@ -67,12 +67,24 @@ FAILURES = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError)
 
 
 def client(limits: HttpLimits, *, follow: bool) -> httpx.Client:
-    """An HTTP client that uses this machine's proxies and certificates. Raises some of `FAILURES`."""
+    """An HTTP client that uses this machine's proxies and certificates. Raises some of `FAILURES`.
+
+    Its requests raise `SourceFailed` where an https address leads on to one that anybody can read and change.
+    """
     # The system's certificates count beside httpx's own: companies put theirs there.
     trust = httpx.create_ssl_context()
     trust.load_default_certs()
     timeout = httpx.Timeout(limits.stall_s, connect=limits.connect_s)
-    return httpx.Client(timeout=timeout, follow_redirects=follow, verify=trust)
+    hooks = {"response": [_stay_encrypted]}
+    return httpx.Client(timeout=timeout, follow_redirects=follow, verify=trust, event_hooks=hooks)
+
+
+def _stay_encrypted(response: httpx.Response) -> None:
+    if not response.has_redirect_location or response.url.scheme != "https":
+        return
+    onward = response.url.join(response.headers["location"])
+    if onward.scheme != "https":
+        raise SourceFailed(f"{response.url.host} sends on to {onward.host} without encryption")
 
 
 def check(cancel: threading.Event) -> None:
@@ -221,7 +233,7 @@ class _Pump(threading.Thread):
                 http.stream("GET", self._url, headers=dict(self._headers)) as response,
             ):
                 self._deliver(response)
-        except FAILURES as error:
+        except (SourceFailed, *FAILURES) as error:
             self._put(_End(error))
         else:
             self._put(_End(None))
@@ -236,6 +248,8 @@ class _Pump(threading.Thread):
         if isinstance(item, _Answer):
             return item
         error = item.error if isinstance(item, _End) else None
+        if isinstance(error, SourceFailed):
+            raise error
         raise SourceFailed(why_not(error, host, self._limits)) from error
 
     def chunks(self, cancel: threading.Event) -> Iterator[bytes]:

@@ -67,13 +67,17 @@ class Outlook:
 
 
 def hub_announcer(environ: Mapping[str, str], limits: HttpLimits | None = None) -> Announce:
-    """Ask the Hub that the environment names (`HF_ENDPOINT`, tokens) for what its main branch has."""
+    """Ask the Hub that the environment names (`HF_ENDPOINT`, tokens) for what it has now.
+
+    Of a model that the catalogue pins that is what its main branch has; of others, what the revision has that
+    they name.
+    """
     source = HuggingFaceSource(environ, limits)
 
     def ask(entry: CatalogEntry, cancel: threading.Event) -> Announced:
         if hub_is_offline(environ):
             raise SourceFailed("HF_HUB_OFFLINE is set")
-        said = source.announce(replace(entry, hub_revision=MAIN), cancel)
+        said = source.announce(replace(entry, hub_revision=MAIN) if entry.pinned else entry, cancel)
         if not said.sha256:
             raise SourceFailed("it does not say what the file's SHA-256 is")
         return said
@@ -150,7 +154,7 @@ def as_announced(entry: CatalogEntry, said: Announced) -> CatalogEntry:
         entry,
         size=said.size,
         sha256=said.sha256,
-        hub_revision=said.revision or MAIN,
+        hub_revision=said.revision or (MAIN if entry.pinned else entry.hub_revision),
         mirror=(),
         urls=(),
         announced_by=HuggingFaceSource.name,

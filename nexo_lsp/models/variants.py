@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -129,7 +130,7 @@ def choose(
         rejected.append(f"{entry.name}: {against}")
     if not entries:
         return None
-    smallest = min(entries, key=lambda entry: entry.weight_bytes)
+    smallest = min(entries, key=lambda entry: entry.weight_bytes or math.inf)
     seen = Seen(smallest, host, table, measured(smallest), pace)
     rank = f"the smallest for {host.form}, though nothing suits"
     why = f"{smallest.name}: {rank}: {seen.why}"
@@ -249,6 +250,8 @@ class Seen:
 
     def against(self, slowest: float) -> str:
         """Why it does not suit; empty if it does."""
+        if not self.entry.weight_bytes:
+            return "its size is not known"
         most = self.table.download_bytes
         if most and self.entry.weight_bytes > most:
             return f"a download of {self.entry.size_text}, at most {size_text(most)}"

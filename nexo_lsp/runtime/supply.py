@@ -68,7 +68,7 @@ class ModelSupply:
         try:
             return await self._offload(lambda: self._held(reference, self._store().locate(reference)))
         except (ModelMissing, ModelCorrupt) as missing:
-            entry = self._store().entry_for(reference)
+            entry = self._store().fetched_as(reference)
             if entry is None or not self.may_fetch(entry.name):
                 raise
             path = await asyncio.shield(self._fetch(reference, entry, missing))
@@ -133,8 +133,11 @@ class ModelSupply:
         self, reference: str, entry: CatalogEntry, missing: ModelMissing | ModelCorrupt
     ) -> Path:
         name, size = entry.name, entry.size
+        from nexo_lsp.models.versions import split_version
+
         # A file that lies elsewhere under an entry's name is fetched as that entry.
-        wanted = reference if is_reference(reference) else name
+        version = split_version(reference)[1]
+        wanted = reference if is_reference(reference) else f"{name}@{version}" if version else name
         # An address may be a workspace's idea: then the user is asked, whatever they said of models.
         foreign = is_reference(reference) and not self._trusted()
         asks = foreign or self._settings().models.auto_download == "ask"

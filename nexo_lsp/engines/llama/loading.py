@@ -182,7 +182,7 @@ class Outlook:
 def outlook(library: Library, wish: Load, machine: Machine | None = None) -> Outlook:
     """What `load` would do, from the file's head alone; raises `LoadError` for the same reasons.
 
-    Where the processor wants a second copy of the weights, which only loading tells, it is too hopeful.
+    A copy of the weights that `load` would take or make is reckoned with as if it were there already.
     """
     machine = machine or Machine()
     path = Path(wish.path)

@@ -125,6 +125,49 @@ def using_process() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
         process.communicate()
 
 
+# Remove
+
+
+def test_removing_a_model_leaves_other_files_whose_names_begin_like_its_own(store: ModelStore) -> None:
+    store.folder.mkdir()
+    names = ["coder.gguf", "coder@0123abcd.gguf", "coder@work.gguf", "coder@0123abcd.gguf.partial"]
+    for name in names:
+        (store.folder / name).write_bytes(b"1")
+    assert store.remove("coder.gguf") == 3
+    assert _here(store) == ["coder@work.gguf"]
+
+
+def test_a_pin_goes_with_the_file_whatever_it_is_called_by(store: ModelStore) -> None:
+    for name in ("a", "a.gguf"):
+        store.pull("a")
+        store.versions.pin(store.catalog[0])
+        store.remove(name)
+        assert store.versions.choices() == {}
+
+
+# Spellings
+
+
+def test_a_model_is_kept_and_held_however_its_path_is_spelled(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store.pull("a")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    spellings = ["~/models/a.gguf", "models/a.gguf", str(tmp_path / "models" / ".." / "models" / "a.gguf")]
+    if os.name == "posix":
+        (tmp_path / "link").symlink_to(store.folder)
+        (tmp_path / "other.gguf").symlink_to(path)
+        spellings += ["link/a.gguf", "other.gguf"]
+    for spelling in spellings:
+        assert path not in [one.path for one in store.cleaning.evictable([spelling])], spelling
+        with store.in_use(Path(spelling).expanduser()):
+            assert store.leases.is_held(path), spelling
+            assert store.cleaning.evictable([]) == (), spelling
+    assert [one.path for one in store.cleaning.evictable(["~/elsewhere/a.gguf"])] == [path]
+
+
 # Prune
 
 

@@ -136,6 +136,21 @@ def test_what_only_the_hub_has_is_shown_and_taken_when_wanted(program: Program) 
     assert program.in_use == HUBS
 
 
+def test_a_version_in_the_name_is_the_one_that_is_pinned(program: Program) -> None:
+    program.catalogue(NEW)
+    assert program("update", "--yes").exit_code == 0
+    old, new = f"tiny-coder@{_id(OLD)}", f"tiny-coder@{_id(NEW)}"
+    both = program("pin", old, _id(NEW))
+    assert (both.exit_code, "another version" in both.stderr) == (2, True)
+    assert program.store.versions.choices() == {}
+    assert program("pin", old).exit_code == 0
+    assert program.in_use == OLD
+    for command in ("unpin", "rollback"):
+        refused = program(command, new)
+        assert (refused.exit_code, "names one version" in refused.stderr) == (2, True)
+    assert program.store.versions.choice("tiny-coder").version == _id(OLD)
+
+
 def test_update_for_machines(program: Program) -> None:
     program.catalogue(NEW)
     (row,) = program.json("update")

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from nexo_lsp.cli import models_quantize as cli
+from nexo_lsp.cli.model_store import open_store
 from nexo_lsp.cli.models import app
 from nexo_lsp.engines.llama.compress import Bounds, Compressed, Made, Rules, Tried, Verdict, Workshop
 from nexo_lsp.engines.llama.perplexity import Perplexity, loss
@@ -92,7 +93,7 @@ def test_the_new_file_can_be_used_at_once(model: Path, models: Path) -> None:
     made = models / "tiny-q8_0.gguf"
     assert made.stat().st_size < model.stat().st_size
     assert 'nexo.model = "tiny-q8_0.gguf"' in result.stdout
-    assert cli._open_store().locate("tiny-q8_0.gguf") == made
+    assert open_store().locate("tiny-q8_0.gguf") == made
     again = run("quantize", "tiny-f32.gguf", "--to", "Q8_0", "--no-check")
     assert again.exit_code == 2
     assert "--force" in again.stderr
@@ -194,7 +195,7 @@ def test_sizes_and_shares() -> None:
     ],
 )
 def test_the_old_kind_leaves_the_name(models: Path, name: str, stem: str) -> None:
-    target = cli._target(cli._open_store(), Path(f"/somewhere/{name}.gguf"), kind_of("q5_0"), None)
+    target = cli._target(open_store(), Path(f"/somewhere/{name}.gguf"), kind_of("q5_0"), None)
     assert target == models / f"{stem}-q5_0.gguf"
 
 
@@ -202,11 +203,41 @@ def test_names_of_the_catalogue_are_left_to_it(models: Path, model: Path, played
     """The store would take another file of that name for a damaged one."""
     entry = CATALOG[0]
     source = Path("/somewhere") / entry.file.replace("q4_k_m", "f16")
-    target = cli._target(cli._open_store(), source, kind_of("q4_k_m"), None)
+    target = cli._target(open_store(), source, kind_of("q4_k_m"), None)
     assert target.name == entry.file.replace(".gguf", "-own.gguf")
     refused = run("quantize", model, "--to", "q4_k_m", "--out", models / entry.file)
     assert refused.exit_code == 2
     assert "catalogue" in refused.stderr
+
+
+def test_names_of_the_users_catalogue_and_of_references_are_left_to_them(
+    nexo_home: Path, models: Path
+) -> None:
+    catalogue = nexo_home / "config" / "models.toml"
+    catalogue.parent.mkdir(parents=True)
+    catalogue.write_text(
+        '[[model]]\nname = "mine"\nfile = "Mine-Q8_0.gguf"\nurls = ["https://x.example/m.gguf"]\n', "utf-8"
+    )
+
+    def target(source: str) -> str:
+        return cli._target(open_store(), Path(source), kind_of("q8_0"), None).name
+
+    # Most file systems do not tell these two apart.
+    assert target("/somewhere/mine-f16.gguf") == "mine-q8_0-own.gguf"
+    assert target("/somewhere/owner--repo--file-f16.gguf") == "owner--repo--file-q8_0-own.gguf"
+    assert target("/somewhere/a--b-f16.gguf") == "a--b-q8_0.gguf"
+
+
+def test_a_model_of_the_users_catalogue_can_be_quantised(
+    nexo_home: Path, models: Path, model: Path, played: type[Played]
+) -> None:
+    catalogue = nexo_home / "config" / "models.toml"
+    catalogue.parent.mkdir(parents=True)
+    catalogue.write_text(
+        f'[[model]]\nname = "mine"\nfile = "{model.name}"\nurls = ["https://x.example/m.gguf"]\n', "utf-8"
+    )
+    assert run("quantize", "mine", "--to", "q8_0").exit_code == 0
+    assert played.asked[0] == model
 
 
 def test_a_folder_to_put_it_in(model: Path, played: type[Played], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import threading
@@ -241,6 +242,23 @@ def test_the_cache_of_the_hub_is_used_without_network(
     assert "cache" in _fetch(HuggingFaceSource(environ), entry, target)[0]
     assert target.read_bytes() == payload
     assert hub.requests == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the cache has links there only")
+def test_another_version_in_the_cache_of_the_hub_is_passed_over(
+    environ: dict[str, str], entry: CatalogEntry, target: Path, hub: WebServer, hub_path: str, payload: bytes
+) -> None:
+    cache = Path(environ["HF_HUB_CACHE"]) / "models--org--tiny-GGUF"
+    commit, other = "0123456789abcdef0123456789abcdef01234567", payload[::-1]
+    for folder in (f"snapshots/{commit}", "refs", "blobs"):
+        (cache / folder).mkdir(parents=True)
+    (cache / "refs" / "main").write_text(commit)
+    blob = cache / "blobs" / hashlib.sha256(other).hexdigest()
+    blob.write_bytes(other)
+    (cache / "snapshots" / commit / entry.hub_file).symlink_to(blob)
+    hub.files[hub_path] = payload
+    _fetch(HuggingFaceSource(environ), entry, target)
+    assert target.read_bytes() == payload
 
 
 def test_a_refused_token_is_left_out_the_second_time(

@@ -125,7 +125,7 @@ def test_a_file_of_the_wrong_size_is_seen_at_once_and_fetched_again(
     assert "instead of" in store.installed()[0].problem
     assert store.verify("tiny-coder").ok is False
     assert store.pull("tiny-coder").read_bytes() == payload
-    assert store.installed()[0].verified
+    assert [model.name for model in store.installed() if model.verified] == ["tiny-coder"]
 
 
 def test_a_damaged_file_is_found_by_verify_and_fetched_again(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -191,6 +191,14 @@ def test_the_hub_announces_size_and_digest(heads: Hub, make_entry: MakeEntry, st
     }
     assert _announce(heads)(make_entry()) == Announced(len(NEW), _sha(NEW), mark=_sha(NEW))
     assert heads.asked == [(PATH, None)]
+
+
+def test_a_model_that_names_a_revision_stays_with_it(heads: Hub, make_entry: MakeEntry) -> None:
+    heads.headers = {"X-Linked-ETag": f'"{_sha(NEW)}"', "X-Linked-Size": str(len(NEW))}
+    pinned = replace(make_entry(OLD), hub_revision="0123abcd")
+    for entry in (pinned, replace(pinned, sha256=""), replace(pinned, announced_by="Hugging Face")):
+        _announce(heads)(entry)
+    assert [path.split("/")[4] for path, _ in heads.asked] == ["main", "0123abcd", "0123abcd"]
 
 
 def test_a_repository_that_was_renamed_is_followed_within_the_hub(heads: Hub, make_entry: MakeEntry) -> None:

@@ -44,6 +44,12 @@ def test_a_model_is_added_with_all_that_is_said_of_it(tmp_path: Path) -> None:
     assert (mine.family, mine.parameters, mine.good_for) == ("", 7, ("chat",))
 
 
+def test_a_mark_of_the_encoding_before_the_text_is_no_part_of_it(tmp_path: Path) -> None:
+    catalog = _load(tmp_path, "\ufeff" + WHOLE.lstrip())
+    assert catalog.problems == ()
+    assert catalog.find("mine-7b") is not None
+
+
 def test_an_entry_of_the_same_name_takes_the_place_of_the_projects(tmp_path: Path) -> None:
     catalog = _load(
         tmp_path, f'[[model]]\nname = "{DEFAULT_MODEL}"\nurls = ["https://mirror.example/q.gguf"]\n'
@@ -53,6 +59,10 @@ def test_an_entry_of_the_same_name_takes_the_place_of_the_projects(tmp_path: Pat
     assert own.name == DEFAULT_MODEL
     assert own.urls == ("https://mirror.example/q.gguf",)
     assert (own.pinned, own.size, own.mirror) == (False, 0, ())
+    # It is the same model from elsewhere: what is not said of it is as it was.
+    old = CATALOG[0]
+    assert (own.family, own.parameters, own.quantisation) == (old.family, old.parameters, old.quantisation)
+    assert own.kv_bytes_per_token == old.kv_bytes_per_token
 
 
 @pytest.mark.parametrize(
@@ -76,6 +86,10 @@ def test_an_entry_of_the_same_name_takes_the_place_of_the_projects(tmp_path: Pat
         (
             '[[model]]\nname = "a"\nhub = { repo = "o/r", file = "../a.gguf" }',
             "model a is left out: `hub.file`",
+        ),
+        (
+            '[[model]]\nname = "a"\nfile = "a@0123abcd.gguf"\nurls = ["https://x.example/a.gguf"]',
+            "model a is left out: `file`",
         ),
         ('[[model]]\nname = "a"\nfile = "../../a.gguf"', "model a is left out: `file`"),
         ('[[model]]\nname = "a"\nsize = 3', "model a is left out: `size` is no key of a model"),

@@ -141,6 +141,20 @@ def test_only_what_may_be_taken_is_chosen() -> None:
     assert (found.entry.name, found.rejected) == (SMALL, ())
 
 
+def test_what_has_no_size_is_not_chosen_over_what_has_one() -> None:
+    best, second = (entry(name) for name in tables()["desktop"].balanced[:2])
+    unknown = replace(best, size=0, parameters=0)
+    host = Host("desktop", 16, 64 << 30)
+    choice = choose(host, "balanced", [unknown, second], measured=lambda _: 100.0)
+    assert choice is not None
+    assert choice.entry == second
+    assert choice.rejected == (f"{best.name}: its size is not known",)
+    # Nor as the smallest, where all are too large.
+    small = choose(replace(host, memory_bytes=1), "balanced", [unknown, second])
+    assert small is not None
+    assert small.entry == second
+
+
 def test_too_large_a_download_is_no_variant() -> None:
     heavy = replace(entry(SMALL), size=600_000_000)
     found = choose(Host("mobile", 8, 10**9), "balanced", [heavy])

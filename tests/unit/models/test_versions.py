@@ -162,6 +162,32 @@ def test_a_version_can_be_named(store_of: StoreOf) -> None:
     assert _in_use(store) == NEW
 
 
+def test_a_version_that_is_not_here_is_not_replaced_by_another(store_of: StoreOf) -> None:
+    old, new = (short(_entry(store_of(data)).sha256) for data in (OLD, NEW))
+    store = store_of(NEW)
+    for name in (f"tiny-coder@{old}", f"tiny-coder@{old}.gguf"):
+        assert store.fetched_as(name) is None
+        with pytest.raises(ModelMissing, match=f"only {new} can be fetched"):
+            store.pull(name)
+    assert store.versions.of(_entry(store)) == ()
+    assert store.fetched_as(f"tiny-coder@{new}") is store.fetched_as("tiny-coder") is _entry(store)
+    assert store.pull(f"tiny-coder@{new}").read_bytes() == NEW
+
+
+def test_an_old_version_that_is_damaged_can_be_removed(store_of: StoreOf) -> None:
+    first, second = store_of(OLD), store_of(NEW)
+    first.pull("tiny-coder")
+    path = second.pull("tiny-coder")
+    name, newest = f"tiny-coder@{short(_entry(second).sha256)}", store_of(NEWEST)
+    newest.pull("tiny-coder")
+    path.write_bytes(NEW[::-1])
+    verdict = newest.verify(name)
+    assert (verdict.ok, verdict.name, verdict.published) == (False, name, False)
+    assert newest.remove(name) == len(NEW)
+    assert not path.exists()
+    assert _in_use(newest) == NEWEST
+
+
 def test_a_damaged_old_version_is_found_and_never_used(store_of: StoreOf) -> None:
     path = store_of(OLD).pull("tiny-coder")
     store = store_of(NEW)
