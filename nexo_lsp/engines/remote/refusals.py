@@ -77,9 +77,10 @@ def unreachable(host: str, error: Exception, connect_s: float) -> Failed:
     return Failed(EngineUnavailable(sentence(why)), Again.HERE, rests=True)
 
 
-def silent(host: str, seconds: float) -> Failed:
-    """Connected, and then nothing."""
-    message = f"{host} said nothing for {seconds:g} s (nexo.remote.answerTimeoutS)."
+def silent(host: str, seconds: float, *, checking: bool = False) -> Failed:
+    """Connected, and then nothing; with `checking` when it was only asked how it is."""
+    why = "when it was asked how it is" if checking else "(nexo.remote.answerTimeoutS)"
+    message = f"{host} said nothing for {seconds:g} s {why}."
     return Failed(EngineUnavailable(message), Again.ELSEWHERE, rests=True)
 
 

@@ -30,6 +30,10 @@ _KEEP_ALIVE_S = 4.0
 sent just then is lost."""
 
 _REST_FIRST_S, _REST_MOST_S = 2.0, 60.0
+
+_CHECK_S = 10.0
+"""How long a server that is busy may take to say how it is."""
+
 _LARGEST = 1 << 20
 """Bytes of an answer that is no stream (a list of models, an error)."""
 
@@ -92,8 +96,10 @@ class Server:
 
     def failed(self, failure: Failed) -> None:
         """Leave it alone for a while, ever longer, if `failure` is a reason to."""
-        if not failure.rests:
-            return
+        if failure.rests:
+            self._rest(failure)
+
+    def _rest(self, failure: Failed) -> None:
         self._failures += 1
         rest = min(_REST_MOST_S, _REST_FIRST_S * 2 ** (self._failures - 1))
         self.rests_until = self._clock() + (failure.after_s or rest)
@@ -130,11 +136,14 @@ class Server:
         path = self.facts.dialect.health if self.facts is not None else ""
         url = self.address.root + path if path else f"{self.address.api}/models"
         try:
-            async with self._open("GET", url, None, self._options.connect_timeout_s) as response:
+            async with self._open("GET", url, None, checking=True) as response:
                 await _whole(response)
         except Failed as failure:
-            self.failed(failure)
-            return False
+            # Whoever does not know the question answers all the same.
+            if not failure.not_there:
+                if failure.rests or not self.well:
+                    self._rest(failure)
+                return False
         except EngineUnavailable as error:
             # Its client cannot be made at all; the next request says why.
             _log.info("%s is not looked after: %s", self.address.host, error)
@@ -163,7 +172,7 @@ class Server:
     def ask(self, asked: Asked) -> AbstractAsyncContextManager[httpx.Response]:
         """Send a request; the answer is read as it comes. Raises `Failed`, also from the body's reading."""
         place = self.address.root if asked.at_root else self.address.api
-        return self._open("POST", place + asked.path, asked.body, self._options.answer_timeout_s)
+        return self._open("POST", place + asked.path, asked.body)
 
     async def close(self) -> None:
         """Close its connections."""
@@ -177,7 +186,7 @@ class Server:
         options = self._options
         url = f"{self.address.api}/models"
         try:
-            async with self._open("GET", url, None, options.answer_timeout_s) as response:
+            async with self._open("GET", url, None) as response:
                 server = response.headers.get("server", "")
                 models: object = json.loads(await _whole(response))
         except ValueError as error:
@@ -206,7 +215,7 @@ class Server:
         return as_count(settings.get("n_ctx")) or None
 
     async def _json(self, method: str, url: str, body: Mapping[str, Any] | None) -> object:
-        async with self._open(method, url, body, self._options.answer_timeout_s) as response:
+        async with self._open(method, url, body) as response:
             data = await _whole(response)
         try:
             return json.loads(data)
@@ -215,10 +224,11 @@ class Server:
 
     @asynccontextmanager
     async def _open(
-        self, method: str, url: str, body: Mapping[str, Any] | None, silence_s: float
+        self, method: str, url: str, body: Mapping[str, Any] | None, *, checking: bool = False
     ) -> AsyncGenerator[httpx.Response]:
         """One request; leaving early closes its connection. Every way of failing becomes `Failed`."""
         host, options = self.address.host, self._options
+        silence_s = min(options.answer_timeout_s, _CHECK_S) if checking else options.answer_timeout_s
         client = await self._ready()
         timeout = httpx.Timeout(silence_s, connect=options.connect_timeout_s)
         response: httpx.Response | None = None
@@ -230,7 +240,7 @@ class Server:
                 raise refused(host, response, data, self.key)
             yield response
         except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
-            raise silent(host, silence_s) from error
+            raise silent(host, silence_s, checking=checking) from error
         except httpx.TransportError as error:
             raise unreachable(host, error, options.connect_timeout_s) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:

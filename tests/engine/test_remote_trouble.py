@@ -1,0 +1,99 @@
+"""The remote engine at servers that are in trouble."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import cast
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from nexo_lsp.engines.remote.endpoint import Endpoint, RemoteOptions
+from nexo_lsp.engines.remote.refusals import unusable
+from nexo_lsp.engines.remote.server import Server
+from nexo_lsp.engines.remote.watch import Watch
+
+from .scripted_server import MODELS, WAIT_S, Hang, ScriptedServer, refusal, sse
+
+NOW = 1000.0
+
+
+@pytest_asyncio.fixture
+async def scripted() -> AsyncGenerator[ScriptedServer]:
+    async with ScriptedServer() as one:
+        yield one
+
+
+async def _client(_server: Server) -> httpx.AsyncClient:
+    return httpx.AsyncClient(trust_env=False)
+
+
+@pytest_asyncio.fixture
+async def server(scripted: ScriptedServer) -> AsyncGenerator[Server]:
+    one = Server(Endpoint(scripted.url), RemoteOptions(answer_timeout_s=0.2), _client, lambda: NOW)
+    yield one
+    await one.close()
+
+
+@pytest.mark.parametrize("status", [400, 408, 425, 429, 500, 503])
+async def test_whoever_cannot_say_how_it_is_rests_ever_longer(
+    scripted: ScriptedServer, server: Server, status: int
+) -> None:
+    scripted.on(MODELS, refusal(status, "no"), refusal(500, "no", {"retry-after": "44"}))
+    server.failed(unusable("it", "nothing"))
+    rests = [server.rests_until]
+    for _ in range(2):
+        assert not await server.check()
+        rests.append(server.rests_until)
+    assert rests == [NOW + 2, NOW + 4, NOW + 44]
+    assert not server.well
+
+
+@pytest.mark.parametrize("status", [404, 405])
+async def test_whoever_does_not_know_the_question_is_well_again(
+    scripted: ScriptedServer, server: Server, status: int
+) -> None:
+    scripted.on(MODELS, refusal(status, "no such path"))
+    server.failed(unusable("it", "nothing"))
+    assert await server.check()
+    assert server.well
+
+
+async def test_a_busy_answer_to_a_check_is_no_failure(scripted: ScriptedServer, server: Server) -> None:
+    scripted.on(MODELS, refusal(429, "slowly"))
+    assert not await server.check()
+    assert server.well
+
+
+async def test_silence_at_a_check_blames_no_setting(scripted: ScriptedServer, server: Server) -> None:
+    scripted.on(MODELS, sse(Hang()))
+    assert not await server.check()
+    assert "said nothing" in server.problem
+    assert "answerTimeoutS" not in server.problem
+
+
+async def test_between_two_looks_there_is_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    pause = 0.2
+    monkeypatch.setattr("nexo_lsp.engines.remote.watch._PAUSE_S", pause)
+    enough = asyncio.Event()
+    looks: list[float] = []
+
+    class Troubled:
+        well, running, rests_until = False, 0, 0.0
+
+        async def check(self) -> bool:
+            await asyncio.sleep(0)
+            looks.append(asyncio.get_running_loop().time())
+            if len(looks) == 3:
+                enough.set()
+            return False
+
+    watch = Watch([cast("Server", Troubled())], 60.0, 60.0, lambda: None)
+    watch.used()
+    try:
+        await asyncio.wait_for(enough.wait(), WAIT_S)
+    finally:
+        await watch.close()
+    assert looks[2] - looks[0] >= 1.9 * pause
