@@ -50,7 +50,7 @@ _TOKENS = {
 
 TOKENS = re.compile(
     # Not inside a longer word; a path or a text may stand before it.
-    r"(?<![A-Za-z0-9_~-])(?:"
+    r"(?a)(?<![A-Za-z0-9_~-])(?:"
     + "|".join(f"(?P<{kind.replace('-', '_')}>{form})" for kind, form in _TOKENS.items())
     + ")"
 )
@@ -72,11 +72,13 @@ URL_PASSWORD = re.compile(r"(?<=://)[^\s/:@\"'`<>]*:(?P<value>[^\s/\"'`<>]+)@(?=
 BASIC_AUTH = re.compile(r"(?i)\bbasic\s+(?P<value>[A-Za-z0-9+/]{8,}={0,2})(?![\w+/=])")
 BEARER = re.compile(r"(?i)\bbearer\s+(?P<value>[\w.~+/-]{16,}=*)")
 
-CURL_USER = re.compile(r"\bcurl\b[^\n]{0,200}?\s(?:-u|--user)[ =]+[\"']?[^\s:\"']+:(?P<value>[^\s\"']+)")
+CURL_USER = re.compile(
+    r"\bcurl\b[^\n]{0,200}?\s(?:-u|--user)[ =]++[\"']?[^\s:\"']{1,100}+:(?P<value>[^\s\"']+)"
+)
 
 CONNECTION = re.compile(
     r"(?i)(?<![\w-])(?:password|pwd)"
-    r"[ \t]*=[ \t]*(?P<value>[^;\"'`\s()\[\]{},]{4,})(?=[;\"'`])",
+    r"[ \t]*+=[ \t]*+(?P<value>[^;\"'`\s()\[\]{},]{4,200}+)(?=[;\"'`])",
 )
 """Parts of connection strings (`Server=…;Password=…;`); the value ends at a `;` or at a quote."""
 
@@ -103,9 +105,9 @@ ASSIGNED = re.compile(
     # A little more of the name may follow, a bracket or a quote, a type; then comes a sign, and a literal.
     r"(?:_?\d{1,2}|_?(?:value|dev|prod|production|staging|test|default|local|id))?(?![\w-])"
     # In a literal that holds JSON, quotes have a backslash before them.
-    r"(?:\\?[\"'`\])]){0,2}[ \t]*(?:\[\d*\][ \t]*)?"
-    r"(?::[ \t]*(?![\"'`])[&\w<>\[\].?|' ]{1,40}?(?=[ \t]*=))?[ \t]*"
-    r"(?P<sign>=>|:=|={1,3}|!==?|:|\(|,|(?<=[ \t])(?=[\"']))[ \t]*"
+    r"(?:\\?[\"'`\])]){0,2}[ \t]*+(?:\[\d{0,9}+\][ \t]*+)?"
+    r"(?::[ \t]*+(?![\"'`])[&\w<>\[\].?|' ]{1,40}?(?=[ \t]*+=))?[ \t]*+"
+    r"(?P<sign>=>|:=|={1,3}|!==?|:|\(|,|(?<=[ \t])(?=[\"']))[ \t]*+"
     r"(?:[@$]|[rRbBuUfFL]{1,2}(?=[\"'`]))?(?P<quote>\"{3}|'{3}|\\?[\"'`])"
     r"(?P<value>(?:(?!(?P=quote))(?:\\.|[^\\\n]))+)(?:(?P=quote)|\Z)",
     re.IGNORECASE,
@@ -113,9 +115,9 @@ ASSIGNED = re.compile(
 """What follows a name where a literal is assigned, passed or compared, in any of the languages."""
 
 UNQUOTED = re.compile(
-    r"[ \t]*(?:-[ \t]+)?(?:export[ \t]+|set[ \t]+|ENV[ \t]+|ARG[ \t]+)?[\w.-]*"
+    r"[ \t]*+(?:-[ \t]+)?(?:export[ \t]+|set[ \t]+|ENV[ \t]+|ARG[ \t]+)?[\w.-]*"
     r"(?:(?P<password>pass(?:word|wd|phrase|code)?|pwd|kennwort)|(?P<key>secret|token|key|credentials?))(?:_?\d)?"
-    r"(?:=|[ \t]=[ \t]|:[ \t]+)(?P<value>[^\s\"'`#,;(){}<>\[\]$]{6,})[ \t]*(?:#.*)?\r?$",
+    r"(?:=|[ \t]=[ \t]|:[ \t]+)(?P<value>[^\s\"'`#,;(){}<>\[\]$]{6,})[ \t]*+(?:#.*)?\r?$",
     re.IGNORECASE | re.MULTILINE,
 )
 """Lines of `.env`, `.ini`, YAML and shells, without quotes."""
