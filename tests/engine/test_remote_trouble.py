@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from typing import cast
 
@@ -11,11 +12,13 @@ import pytest
 import pytest_asyncio
 
 from nexo_lsp.engines.remote.endpoint import Endpoint, RemoteOptions
+from nexo_lsp.engines.remote.engine import RemoteEngine
 from nexo_lsp.engines.remote.refusals import unusable
 from nexo_lsp.engines.remote.server import Server
 from nexo_lsp.engines.remote.watch import Watch
 
-from .scripted_server import MODELS, WAIT_S, Hang, ScriptedServer, refusal, sse
+from .requests import chat, collect
+from .scripted_server import CHAT, DONE, MODELS, WAIT_S, Hang, ScriptedServer, ends, refusal, sse
 
 NOW = 1000.0
 
@@ -97,3 +100,22 @@ async def test_between_two_looks_there_is_a_pause(monkeypatch: pytest.MonkeyPatc
     finally:
         await watch.close()
     assert looks[2] - looks[0] >= 1.9 * pause
+
+
+async def test_half_a_character_goes_and_comes(scripted: ScriptedServer) -> None:
+    fox, half = "\N{FOX FACE}", "\ud83e"
+    units = [fox.encode("utf-16-le")[at : at + 2].decode("utf-16-le", "surrogatepass") for at in (0, 2)]
+
+    def escaped(text: str) -> bytes:
+        choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+        return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
+
+    scripted.on(CHAT, sse(escaped("a" + units[0]), escaped(units[1] + "b" + half), ends(), DONE))
+    engine = RemoteEngine([Endpoint(scripted.url)])
+    try:
+        assert (await collect(engine.stream(chat(f"x{half}y{fox}"))))[0] == f"a{fox}b\ufffd"
+        assert scripted.chats[0].body["messages"][0]["content"] == f"x\ufffdy{fox}"
+        assert scripted.chats[0].headers["content-type"] == "application/json"
+        assert await engine.count_tokens(half) > 0
+    finally:
+        await engine.close()

@@ -233,7 +233,7 @@ class Server:
         timeout = httpx.Timeout(silence_s, connect=options.connect_timeout_s)
         response: httpx.Response | None = None
         try:
-            request = client.build_request(method, url, json=body, timeout=timeout)
+            request = client.build_request(method, url, timeout=timeout, **_content(body))
             response = await client.send(request, stream=True, follow_redirects=False)
             if not response.is_success:
                 data = await _whole(response)
@@ -309,6 +309,15 @@ def new_client(server: Server, options: RemoteOptions, context: ssl.SSLContext) 
         ) from error
     except (ValueError, httpx.InvalidURL) as error:
         raise EngineUnavailable(f"A proxy that the environment names is no web address ({error}).") from error
+
+
+def _content(body: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How `body` is sent, as JSON; half a character of UTF-16 cannot be, and is replaced."""
+    if body is None:
+        return {}
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    content = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+    return {"content": content, "headers": {"content-type": "application/json"}}
 
 
 async def _whole(response: httpx.Response) -> bytes:
