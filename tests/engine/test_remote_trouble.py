@@ -18,7 +18,7 @@ from nexo_lsp.engines.remote.server import Server
 from nexo_lsp.engines.remote.watch import Watch
 
 from .requests import chat, collect
-from .scripted_server import CHAT, DONE, MODELS, WAIT_S, Hang, ScriptedServer, ends, refusal, sse
+from .scripted_server import CHAT, DONE, MODELS, WAIT_S, Hang, ScriptedServer, answer, ends, refusal, sse
 
 NOW = 1000.0
 
@@ -119,3 +119,19 @@ async def test_half_a_character_goes_and_comes(scripted: ScriptedServer) -> None
         assert await engine.count_tokens(half) > 0
     finally:
         await engine.close()
+
+
+async def test_an_endpoint_whose_client_cannot_be_made_is_left_to_the_others(
+    scripted: ScriptedServer,
+) -> None:
+    scripted.on(CHAT, answer("from the other"))
+    bad = Endpoint("http://127.0.0.1:9/v1", "two\nlines")
+    engine = RemoteEngine([bad, Endpoint(scripted.url)])
+    alone = RemoteEngine([bad])
+    try:
+        assert (await collect(engine.stream(chat())))[0] == "from the other"
+        assert "characters that no key has" in engine.status().detail
+        assert await alone.count_tokens("some words") > 0
+    finally:
+        await engine.close()
+        await alone.close()

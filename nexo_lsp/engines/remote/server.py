@@ -17,7 +17,7 @@ import httpx
 from nexo_lsp.engines.remote.asking import Asked, Manner
 from nexo_lsp.engines.remote.dialect import Counting, Dialect, Kind, context_of, dialect_for, kind_of, listed
 from nexo_lsp.engines.remote.endpoint import Address, Endpoint, RemoteOptions
-from nexo_lsp.engines.remote.refusals import KEY_HINT, Failed, refused, silent, unreachable, unusable
+from nexo_lsp.engines.remote.refusals import KEY_HINT, Again, Failed, refused, silent, unreachable, unusable
 from nexo_lsp.engines.remote.shapes import as_count, as_list, as_object
 from nexo_lsp.errors import EngineUnavailable
 
@@ -144,10 +144,6 @@ class Server:
                 if failure.rests or not self.well:
                     self._rest(failure)
                 return False
-        except EngineUnavailable as error:
-            # Its client cannot be made at all; the next request says why.
-            _log.info("%s is not looked after: %s", self.address.host, error)
-            return False
         self.succeeded()
         return True
 
@@ -229,7 +225,11 @@ class Server:
         """One request; leaving early closes its connection. Every way of failing becomes `Failed`."""
         host, options = self.address.host, self._options
         silence_s = min(options.answer_timeout_s, _CHECK_S) if checking else options.answer_timeout_s
-        client = await self._ready()
+        try:
+            client = await self._ready()
+        except EngineUnavailable as error:
+            # Its key may be another one the next time.
+            raise Failed(error, Again.ELSEWHERE, rests=True, wants_key=True) from error
         timeout = httpx.Timeout(silence_s, connect=options.connect_timeout_s)
         response: httpx.Response | None = None
         try:
