@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from nexo_lsp.engines.remote.endpoint import Endpoint, RemoteOptions
 from nexo_lsp.engines.remote.engine import RemoteEngine
-from nexo_lsp.engines.remote.refusals import unusable
+from nexo_lsp.engines.remote.refusals import in_stream, refused, unusable
 from nexo_lsp.engines.remote.server import Server
 from nexo_lsp.engines.remote.watch import Watch
 
@@ -135,3 +135,14 @@ async def test_an_endpoint_whose_client_cannot_be_made_is_left_to_the_others(
     finally:
         await engine.close()
         await alone.close()
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["JSON", "text"])
+def test_no_part_of_a_key_is_left_where_a_message_is_cut(whole: bool) -> None:
+    key = "key-" + "q7" * 20
+    message = "x" * 290 + key
+    body = json.dumps({"error": {"message": message}}) if whole else message
+    failure = refused("h", httpx.Response(500), body.encode(), key)
+    assert "key-" not in str(failure.error)
+    if whole:
+        assert "key-" not in str(in_stream("h", json.loads(body), key).error)
