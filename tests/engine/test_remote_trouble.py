@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import cast
 
 import httpx
@@ -16,9 +17,22 @@ from nexo_lsp.engines.remote.engine import RemoteEngine
 from nexo_lsp.engines.remote.refusals import in_stream, refused, unusable
 from nexo_lsp.engines.remote.server import Server
 from nexo_lsp.engines.remote.watch import Watch
+from nexo_lsp.errors import EngineUnavailable
 
 from .requests import chat, collect
-from .scripted_server import CHAT, DONE, MODELS, WAIT_S, Hang, ScriptedServer, answer, ends, refusal, sse
+from .scripted_server import (
+    CHAT,
+    DONE,
+    MODELS,
+    WAIT_S,
+    Hang,
+    ScriptedServer,
+    answer,
+    ends,
+    refusal,
+    says,
+    sse,
+)
 
 NOW = 1000.0
 
@@ -146,3 +160,25 @@ def test_no_part_of_a_key_is_left_where_a_message_is_cut(whole: bool) -> None:
     assert "key-" not in str(failure.error)
     if whole:
         assert "key-" not in str(in_stream("h", json.loads(body), key).error)
+
+
+async def test_clients_whose_key_was_not_taken_are_closed(scripted: ScriptedServer) -> None:
+    made: list[httpx.AsyncClient] = []
+
+    def client(_endpoint: Endpoint) -> httpx.AsyncClient:
+        made.append(httpx.AsyncClient(trust_env=False))
+        return made[-1]
+
+    scripted.on(CHAT, sse(says("begun"), Hang()), refusal(401, "no"))
+    engine = RemoteEngine([Endpoint(scripted.url)], client=client)
+    try:
+        async with aclosing(engine.stream(chat())) as running:
+            assert (await anext(running)).text == "begun"
+            for _ in range(3):
+                with pytest.raises(EngineUnavailable, match="wants a key"):
+                    await collect(engine.stream(chat()))
+            # The first is still in use, and the last is closed with the next one's making.
+            assert [one.is_closed for one in made] == [False, True, False]
+    finally:
+        await engine.close()
+    assert all(one.is_closed for one in made)

@@ -7,6 +7,7 @@ import json
 import logging
 import ssl
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -82,6 +83,8 @@ class Server:
         self._failures = 0
         self._client: httpx.AsyncClient | None = None
         self._retired: list[httpx.AsyncClient] = []
+        self._used: Counter[httpx.AsyncClient] = Counter()
+        """How many requests each client is making."""
         self._learning = asyncio.Lock()
         self._opening = asyncio.Lock()
 
@@ -232,6 +235,7 @@ class Server:
             raise Failed(error, Again.ELSEWHERE, rests=True, wants_key=True) from error
         timeout = httpx.Timeout(silence_s, connect=options.connect_timeout_s)
         response: httpx.Response | None = None
+        self._used[client] += 1
         try:
             request = client.build_request(method, url, timeout=timeout, **_content(body))
             response = await client.send(request, stream=True, follow_redirects=False)
@@ -246,14 +250,24 @@ class Server:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise unusable(host, type(error).__name__) from error
         finally:
+            self._used[client] -= 1
             if response is not None:
                 await response.aclose()
 
     async def _ready(self) -> httpx.AsyncClient:
         async with self._opening:
             if self._client is None:
+                await self._close_unused()
                 self._client = await self._make_client(self)
             return self._client
+
+    async def _close_unused(self) -> None:
+        """Close the clients of keys that were not taken, but for those that still make an answer."""
+        unused = [client for client in self._retired if not self._used[client]]
+        self._retired = [client for client in self._retired if self._used[client]]
+        for client in unused:
+            del self._used[client]
+            await client.aclose()
 
 
 def no_trust() -> ssl.SSLContext:
