@@ -17,7 +17,7 @@ from nexo_lsp.engines.remote.engine import RemoteEngine
 from nexo_lsp.engines.remote.refusals import in_stream, refused, unusable
 from nexo_lsp.engines.remote.server import Server
 from nexo_lsp.engines.remote.watch import Watch
-from nexo_lsp.errors import EngineUnavailable
+from nexo_lsp.errors import EngineSilent, EngineUnavailable
 
 from .requests import chat, collect
 from .scripted_server import (
@@ -89,6 +89,16 @@ async def test_silence_at_a_check_blames_no_setting(scripted: ScriptedServer, se
     assert not await server.check()
     assert "said nothing" in server.problem
     assert "answerTimeoutS" not in server.problem
+
+
+async def test_silence_is_told_from_other_failures(scripted: ScriptedServer) -> None:
+    scripted.on(CHAT, sse(Hang()))
+    engine = RemoteEngine([Endpoint(scripted.url)], RemoteOptions(answer_timeout_s=0.2))
+    try:
+        with pytest.raises(EngineSilent, match="answerTimeoutS"):
+            await collect(engine.stream(chat()))
+    finally:
+        await engine.close()
 
 
 async def test_between_two_looks_there_is_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:

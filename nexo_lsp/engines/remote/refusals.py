@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from nexo_lsp.engines.remote.shapes import as_object, as_text
-from nexo_lsp.errors import EngineCrashed, EngineError, EngineUnavailable, PromptTooLong
+from nexo_lsp.errors import EngineCrashed, EngineError, EngineSilent, EngineUnavailable, PromptTooLong
 
 KEY_HINT = (
     "keys come from the variable NEXO_REMOTE_API_KEY or from `nexo-lsp remote login`, never from the settings"
@@ -81,7 +81,7 @@ def silent(host: str, seconds: float, *, checking: bool = False) -> Failed:
     """Connected, and then nothing; with `checking` when it was only asked how it is."""
     why = "when it was asked how it is" if checking else "(nexo.remote.answerTimeoutS)"
     message = f"{host} said nothing for {seconds:g} s {why}."
-    return Failed(EngineUnavailable(message), Again.ELSEWHERE, rests=True)
+    return Failed(EngineSilent(message), Again.ELSEWHERE, rests=True)
 
 
 def broken_off(host: str, why: str) -> EngineCrashed:
