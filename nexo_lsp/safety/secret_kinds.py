@@ -142,7 +142,9 @@ _PATH = re.compile(r"[A-Za-z_]\w*(?:[./]\w+)+")
 _PLAIN_PATH = re.compile(r"[A-Za-z_]+\d{0,3}(?:[./][A-Za-z_]+\d{0,3})+")
 _SHORT = 20
 """Characters: a longer path with digits inside its words may as well be base64."""
-_TYPE = re.compile(r"(?i)^(?:u?int|float|double|[iuf]|utf|big|char|byte|vec|base|sha|md|uint)\d+\w*$")
+_TYPE = re.compile(
+    r"(?i)^(?:u?int|float|double|[iuf]|utf|big|char|byte|vec|base|sha|md|uint)\d{1,4}\w{0,20}$"
+)
 _NO_KEY = re.compile(r"[\s\[\](){}|\\^<>]")
 _HEX = re.compile(r"[0-9a-fA-F]+|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 

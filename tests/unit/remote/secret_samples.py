@@ -71,6 +71,7 @@ FORMS = [
     ("secret", word(40) + "+/" + word(10), 'x = "{}"'),
     ("secret", word(17) + "/" + word(22), "aws_secret_access_key = {}"),
     ("secret", word(5) + "/" + word(18) + "/" + word(15), "SECRET_KEY={}"),
+    ("secret", "u4" + word(38), "aws_secret_access_key = {}"),
     ("password", "p@ss" + "w0rd", "postgres://app:{}@db.example.com:5432/app"),
     ("password", "p@" + "ss@w0rd", "redis://:{}@localhost"),
     ("password", PASSWORD, "DB_PASSWORD={}\r\nNAME=x\r\n"),
