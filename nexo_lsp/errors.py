@@ -103,6 +103,12 @@ class EngineUnavailable(EngineError):
     code = "engine-unavailable"
 
 
+class EngineSilent(EngineUnavailable):
+    """A server took a request and said nothing in the time that it has."""
+
+    code = "engine-silent"
+
+
 class EngineLoadFailed(EngineError):
     """The model file could not be loaded (missing, truncated, foreign, too little memory)."""
 

@@ -119,7 +119,7 @@ async def try_all(urls: tuple[str, ...], options: RemoteOptions) -> list[Tried]:
 async def _try(url: str, options: RemoteOptions) -> Tried:
     host = _host(url)
     # The keyring may ask the user to unlock it.
-    key = await asyncio.to_thread(keys().find, host)
+    key = await asyncio.to_thread(keys().find, host, general=not Address.of(url).exposed)
     tried = Tried(host, _origin(key))
     engine = RemoteEngine([Endpoint(url, key.value if key is not None else None)], options)
     try:

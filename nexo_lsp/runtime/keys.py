@@ -1,4 +1,4 @@
-"""Keys of servers: from the environment, else from the system's keyring; never from settings.
+"""Keys of servers: from the environment or from the system's keyring; never from settings.
 
 A key is never logged, shown, or part of a message.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, cast
 
@@ -17,7 +17,7 @@ from nexo_lsp.errors import SettingsError
 _log = logging.getLogger(__name__)
 
 VARIABLE = "NEXO_REMOTE_API_KEY"
-"""The key of every endpoint that has no variable of its own."""
+"""The key of every endpoint that has none of its own."""
 
 SERVICE = "nexo-lsp"
 """Under which name the keyring has our keys; the user there is the host."""
@@ -65,11 +65,22 @@ class Keys:
     keyring: Keyring | None = None
     """None: the system's."""
 
-    def find(self, host: str) -> Key | None:
-        """The key of `host` (`host:port`), if there is one anywhere."""
-        for variable in variables(host):
-            if value := self.environ.get(variable, "").strip():
-                return Key(value, "environment", variable)
+    def find(self, host: str, *, general: bool = True) -> Key | None:
+        """The key of `host` (`host:port`): its own variable's, else the keyring's, else the one for all.
+
+        Without `general` not that one: it shall go to no other machine that is asked without encryption.
+        """
+        *own, everybody = variables(host)
+        found = self._in_environment(own) or self._in_keyring(host)
+        return found or (self._in_environment([everybody]) if general else None)
+
+    def _in_environment(self, names: Sequence[str]) -> Key | None:
+        for name in names:
+            if value := self.environ.get(name, "").strip():
+                return Key(value, "environment", name)
+        return None
+
+    def _in_keyring(self, host: str) -> Key | None:
         try:
             value = self._open(host).get_password(SERVICE, host)
         except SettingsError as error:

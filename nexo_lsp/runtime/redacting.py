@@ -12,7 +12,7 @@ from nexo_lsp.engines.engine import Engine
 from nexo_lsp.errors import EngineUnavailable
 from nexo_lsp.generation import Capabilities, ChatPrompt, EngineStatus, InfillPrompt, Piece, Request
 from nexo_lsp.offload import Offload, in_thread
-from nexo_lsp.safety.redaction import Redacted, Restoring, describe, redact
+from nexo_lsp.safety.redaction import INSTALL_HINT, Redacted, Restoring, describe, redact
 
 _QUICK = 4000
 """Characters in which secrets are found within two milliseconds; for more it leaves the loop."""
@@ -100,8 +100,12 @@ class Redacting:
         if self._warm and sum(map(len, texts)) <= _QUICK:
             return redact(texts, gaps)
         # The first look imports the library, which takes a moment.
+        try:
+            done = await self._offload(lambda: redact(texts, gaps))
+        except ImportError as error:
+            raise EngineUnavailable(INSTALL_HINT) from error
         self._warm = True
-        return await self._offload(lambda: redact(texts, gaps))
+        return done
 
     def _count(self, done: Redacted) -> None:
         for name, value in done.secrets.items():

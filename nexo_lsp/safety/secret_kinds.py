@@ -50,7 +50,7 @@ _TOKENS = {
 
 TOKENS = re.compile(
     # Not inside a longer word; a path or a text may stand before it.
-    r"(?<![A-Za-z0-9_~-])(?:"
+    r"(?a)(?<![A-Za-z0-9_~-])(?:"
     + "|".join(f"(?P<{kind.replace('-', '_')}>{form})" for kind, form in _TOKENS.items())
     + ")"
 )
@@ -66,17 +66,19 @@ letter of an escaped line end is none of them."""
 KEY_TEXT = frozenset(string.ascii_letters + string.digits + "+/= \\\t\r\n\"'`,")
 """What the text of a key is made of, as a file has it or a program's literal."""
 
-URL_PASSWORD = re.compile(r"(?<=://)[^\s/:@\"'`<>]*:(?P<value>[^\s/@\"'`<>]+)@(?=[\w\[.%${-])")
-"""The password of an address (`postgres://user:password@host`)."""
+URL_PASSWORD = re.compile(r"(?<=://)[^\s/:@\"'`<>]*:(?P<value>[^\s/\"'`<>]+)@(?=[\w\[.%${-])")
+"""The password of an address (`postgres://user:password@host`); it may have an `@` itself."""
 
 BASIC_AUTH = re.compile(r"(?i)\bbasic\s+(?P<value>[A-Za-z0-9+/]{8,}={0,2})(?![\w+/=])")
 BEARER = re.compile(r"(?i)\bbearer\s+(?P<value>[\w.~+/-]{16,}=*)")
 
-CURL_USER = re.compile(r"\bcurl\b[^\n]{0,200}?\s(?:-u|--user)[ =]+[\"']?[^\s:\"']+:(?P<value>[^\s\"']+)")
+CURL_USER = re.compile(
+    r"\bcurl\b[^\n]{0,200}?\s(?:-u|--user)[ =]++[\"']?[^\s:\"']{1,100}+:(?P<value>[^\s\"']+)"
+)
 
 CONNECTION = re.compile(
     r"(?i)(?<![\w-])(?:password|pwd)"
-    r"[ \t]*=[ \t]*(?P<value>[^;\"'`\s()\[\]{},]{4,})(?=[;\"'`])",
+    r"[ \t]*+=[ \t]*+(?P<value>[^;\"'`\s()\[\]{},]{4,200}+)(?=[;\"'`])",
 )
 """Parts of connection strings (`Server=…;Password=…;`); the value ends at a `;` or at a quote."""
 
@@ -102,25 +104,32 @@ NAME = re.compile(
 ASSIGNED = re.compile(
     # A little more of the name may follow, a bracket or a quote, a type; then comes a sign, and a literal.
     r"(?:_?\d{1,2}|_?(?:value|dev|prod|production|staging|test|default|local|id))?(?![\w-])"
-    r"[\"'`\])]{0,2}[ \t]*(?:\[\d*\][ \t]*)?"
-    r"(?::[ \t]*(?![\"'`])[&\w<>\[\].?|' ]{1,40}?(?=[ \t]*=))?[ \t]*"
-    r"(?P<sign>=>|:=|={1,3}|!==?|:|\(|,|(?<=[ \t])(?=[\"']))[ \t]*"
-    r"(?:[@$]|[rRbBuUfFL]{1,2}(?=[\"'`]))?(?P<quote>[\"'`])(?P<value>(?:\\.|(?!(?P=quote))[^\\\n])+)(?:(?P=quote)|\Z)",
+    # In a literal that holds JSON, quotes have a backslash before them.
+    r"(?:\\?[\"'`\])]){0,2}[ \t]*+(?:\[\d{0,9}+\][ \t]*+)?"
+    r"(?::[ \t]*+(?![\"'`])[&\w<>\[\].?|' ]{1,40}?(?=[ \t]*+=))?[ \t]*+"
+    r"(?P<sign>=>|:=|={1,3}|!==?|:|\(|,|(?<=[ \t])(?=[\"']))[ \t]*+"
+    r"(?:[@$]|[rRbBuUfFL]{1,2}(?=[\"'`]))?(?P<quote>\"{3}|'{3}|\\?[\"'`])"
+    r"(?P<value>(?:(?!(?P=quote))(?:\\.|[^\\\n]))+)(?:(?P=quote)|\Z)",
     re.IGNORECASE,
 )
 """What follows a name where a literal is assigned, passed or compared, in any of the languages."""
 
 UNQUOTED = re.compile(
-    r"[ \t]*(?:-[ \t]+)?(?:export[ \t]+|set[ \t]+|ENV[ \t]+|ARG[ \t]+)?[\w.-]*"
+    r"[ \t]*+(?:-[ \t]+)?(?:export[ \t]+|set[ \t]+|ENV[ \t]+|ARG[ \t]+)?[\w.-]*"
     r"(?:(?P<password>pass(?:word|wd|phrase|code)?|pwd|kennwort)|(?P<key>secret|token|key|credentials?))(?:_?\d)?"
-    r"(?:=|[ \t]=[ \t]|:[ \t]+)(?P<value>[^\s\"'`#,;(){}<>\[\]$]{6,})[ \t]*(?:#.*)?$",
+    r"(?:=|[ \t]=[ \t]|:[ \t]+)(?P<value>[^\s\"'`#,;(){}<>\[\]$]{6,})[ \t]*+(?:#.*)?\r?$",
     re.IGNORECASE | re.MULTILINE,
 )
 """Lines of `.env`, `.ini`, YAML and shells, without quotes."""
 
 _STANDS_FOR = re.compile(
-    r"(?i)^(?:<.*>|\[.*\]|\{.*\}|\$.*|%.*%?|.*\$\{.*|.*\{\{.*|.*%\(.*|#\{.*|x{3,}.*|\*+|-+|_+|•+|.*(?:\.\.\.|…).*|"
-    r".*(?:change_?-?me|example|placeholder|redacted|your|dummy|sample|insert|replace|todo|fixme|hunter_here).*|"
+    r"(?i)^(?:<.*>|\[.*\]|\{.*\}|.*\$\{.*|\$\(.*|\$\w+(?:->|::|\[).*|"
+    # A variable's name, or a format's: a password may begin with the same sign.
+    r"(?-i:\$(?:[A-Z_][A-Z\d_]*|[a-z_]+\d{0,2}|[A-Za-z]+))|\$\d|(?:\$(?:\.\w+)+)|%\w+%|%[-\d.]{0,4}[a-z@]{1,2}|"
+    r".*\{\{.*|.*%\(.*|#\{.*|x{3,}.*|\*+|-+|_+|•+|.*(?:\.\.\.|…).*|"
+    # Words that say so, unless digits among them make it a password.
+    r"(?=.*(?:change_?-?me|example|placeholder|redacted|your|dummy|sample|insert|replace|todo|fixme|hunter_here))"
+    r"\D*\d{0,4}|"
     r"(?:my|the|a|some|test|fake|user|new|old|wrong|bad|invalid|default|super)?[-_ ]?"
     r"(?:pass(?:word|wd|phrase|code)?|pwd|pw|secret|token|key|api[-_]?key|value|string)[-_ ]?\d{0,3}|"
     r"none|null|nil|undefined|true|false|string|text|str|bool(?:ean)?|int|number|required|optional|hidden|"
@@ -129,7 +138,13 @@ _STANDS_FOR = re.compile(
 
 _WORD = re.compile(r"[A-Za-z][a-z]*(?:[-_. /][A-Za-z][a-z]*)*")
 _CAMEL = re.compile(r"[a-z]+(?:[A-Z][a-z]+)+|(?:[A-Z][a-z]+)+")
-_TYPE = re.compile(r"(?i)^(?:u?int|float|double|[iuf]|utf|big|char|byte|vec|base|sha|md|uint)\d+\w*$")
+_PATH = re.compile(r"[A-Za-z_]\w*(?:[./]\w+)+")
+_PLAIN_PATH = re.compile(r"[A-Za-z_]+\d{0,3}(?:[./][A-Za-z_]+\d{0,3})+")
+_SHORT = 20
+"""Characters: a longer path with digits inside its words may as well be base64."""
+_TYPE = re.compile(
+    r"(?i)^(?:u?int|float|double|[iuf]|utf|big|char|byte|vec|base|sha|md|uint)\d{1,4}\w{0,20}$"
+)
 _NO_KEY = re.compile(r"[\s\[\](){}|\\^<>]")
 _HEX = re.compile(r"[0-9a-fA-F]+|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -163,8 +178,8 @@ def may_be_unquoted(value: str) -> bool:
     if stands_for_another(value) or _TYPE.match(value) or "::" in value or "->" in value:
         return False
     # Attributes and calls (`self.password1`, `config/secret2`) are no secrets.
-    words = re.fullmatch(r"[A-Za-z_]\w*(?:[./]\w+)+", value)
-    return words is None and _mixed(value)
+    path = _PATH if len(value) < _SHORT else _PLAIN_PATH
+    return path.fullmatch(value) is None and _mixed(value)
 
 
 def may_be_random(value: str) -> bool:

@@ -61,6 +61,8 @@ def _endpoint(url: str, environ: Mapping[str, str]) -> Check:
         )
     found = next((name for name in keys.variables(address.host) if environ.get(name, "").strip()), None)
     key = f"its key is in {found}" if found else "its key, if it wants one, would be in the keyring"
+    if found == keys.VARIABLE:
+        key = f"its key is in the keyring, else in {found}"
     if address.encrypted or address.loopback:
         return Check(_AREA, "server", "ok", f"{address.host}; {key}; `--connect` asks it")
     mend = "use https:// in nexo.remote.endpoints, if the server offers it"

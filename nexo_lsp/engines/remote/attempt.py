@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing
@@ -110,6 +111,8 @@ async def _answer(
     account, cutter, text = Account(), _cutter(request, manner), TextStream(request.stop)
     finish: FinishReason | None = None
     rest = ""
+    # JSON may cut a text in the middle of what is two units of UTF-16; this puts it together.
+    utf16 = codecs.getincrementaldecoder("utf-16-le")("replace")
     async with AsyncExitStack() as stack:
         response = await patience.wait(stack.enter_async_context(server.ask(asked)))
         events = await stack.enter_async_context(aclosing(_events(response, host)))
@@ -125,7 +128,8 @@ async def _answer(
             if event.get("error"):
                 raise in_stream(host, event, server.key)
             part = account.read(event)
-            shown = text.feed(cutter.feed(part.text).encode())
+            whole = utf16.decode(part.text.encode("utf-16-le", "surrogatepass"))
+            shown = text.feed(cutter.feed(whole).encode())
             finish = part.finish
             if text.stopped:
                 # Leaving closes the connection, which is what ends the server's work.
@@ -138,7 +142,8 @@ async def _answer(
                 break
         else:
             await _read_account(events, account)
-    rest += text.feed(cutter.finish().encode()) + text.finish()
+    last = cutter.feed(utf16.decode(b"", final=True)) + cutter.finish()
+    rest += text.feed(last.encode()) + text.finish()
     yield Piece(rest, account.tokens, FinishReason.STOP if text.stopped else finish, account.usage(queue_s))
 
 

@@ -63,6 +63,11 @@ class Address:
     loopback: bool
     encrypted: bool
 
+    @property
+    def exposed(self) -> bool:
+        """Whether others on the way can read what is sent."""
+        return not self.encrypted and not self.loopback
+
     @staticmethod
     def of(url: str) -> Address:
         """Take `url` apart. Raises `SettingsError` for what is no address of a web server."""

@@ -239,7 +239,7 @@ class RemoteEngine:
         notes = [
             f"what is sent to {server.address.host} is not encrypted (http://)"
             for server in self._servers
-            if not server.address.encrypted and not server.address.loopback
+            if server.address.exposed
         ]
         for server in self._servers:
             host, facts, manner = server.address.host, server.facts, server.manner

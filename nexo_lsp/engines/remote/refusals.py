@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from nexo_lsp.engines.remote.shapes import as_object, as_text
-from nexo_lsp.errors import EngineCrashed, EngineError, EngineUnavailable, PromptTooLong
+from nexo_lsp.errors import EngineCrashed, EngineError, EngineSilent, EngineUnavailable, PromptTooLong
 
 KEY_HINT = (
     "keys come from the variable NEXO_REMOTE_API_KEY or from `nexo-lsp remote login`, never from the settings"
@@ -77,10 +77,11 @@ def unreachable(host: str, error: Exception, connect_s: float) -> Failed:
     return Failed(EngineUnavailable(sentence(why)), Again.HERE, rests=True)
 
 
-def silent(host: str, seconds: float) -> Failed:
-    """Connected, and then nothing."""
-    message = f"{host} said nothing for {seconds:g} s (nexo.remote.answerTimeoutS)."
-    return Failed(EngineUnavailable(message), Again.ELSEWHERE, rests=True)
+def silent(host: str, seconds: float, *, checking: bool = False) -> Failed:
+    """Connected, and then nothing; with `checking` when it was only asked how it is."""
+    why = "when it was asked how it is" if checking else "(nexo.remote.answerTimeoutS)"
+    message = f"{host} said nothing for {seconds:g} s {why}."
+    return Failed(EngineSilent(message), Again.ELSEWHERE, rests=True)
 
 
 def broken_off(host: str, why: str) -> EngineCrashed:
@@ -107,10 +108,7 @@ def interrupted(host: str) -> Failed:
 def refused(host: str, response: httpx.Response, body: bytes, key: str | None) -> Failed:
     """What an HTTP status other than success means."""
     status = response.status_code
-    said, code = _said(body)
-    if key:
-        # Some servers repeat the key that they do not know.
-        said = said.replace(key, "…")
+    said, code = _said(body, key)
     if response.is_redirect:
         where = _origin(response.headers.get("location", ""))
         message = (
@@ -138,8 +136,7 @@ def refused(host: str, response: httpx.Response, body: bytes, key: str | None) -
 
 def in_stream(host: str, event: Mapping[str, Any], key: str | None) -> Failed:
     """An error that was sent as an event."""
-    said, code = _said(json.dumps(event).encode())
-    said = said.replace(key, "…") if key else said
+    said, code = _said(json.dumps(event).encode(), key)
     if code in _OVERFLOWS:
         return Failed(PromptTooLong(sentence(f"{host}: {said}")), Again.NEVER)
     return Failed(EngineError(sentence(f"{host}: {said or 'an error'}")), Again.HERE)
@@ -150,20 +147,26 @@ def sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def _said(body: bytes) -> tuple[str, str]:
-    """The message and the code of an error's body, in the shapes that servers have for it."""
+def _said(body: bytes, key: str | None) -> tuple[str, str]:
+    """The message and the code of an error's body, in the shapes that servers have for it; without `key`."""
     try:
         data: object = json.loads(body)
     except ValueError:
-        return " ".join(body.decode("utf-8", "replace").split())[:_MOST_WORDS], ""
+        return _short(body.decode("utf-8", "replace"), key), ""
     fields = as_object(data)
     fields = as_object(fields.get("error")) or fields
     message = fields.get("message") or fields.get("detail") or fields.get("error") or ""
     names = [name for name in (as_text(fields.get("type")), as_text(fields.get("code"))) if name]
     code = next((name for name in names if name in _OVERFLOWS), "")
     # Only the first line: some servers put their whole traceback behind it.
-    words = " ".join(str(message).split("\n\n")[0].split())
-    return words[:_MOST_WORDS], code
+    return _short(str(message).split("\n\n")[0], key), code
+
+
+def _short(text: str, key: str | None) -> str:
+    """The beginning of `text` in one line. Some servers repeat the key that they do not know: it is taken out
+    before the cut, which might leave a part of it."""
+    words = " ".join(text.split())
+    return (words.replace(key, "…") if key else words)[:_MOST_WORDS]
 
 
 def _retry_after(value: str | None) -> float | None:

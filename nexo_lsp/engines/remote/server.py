@@ -7,6 +7,7 @@ import json
 import logging
 import ssl
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import httpx
 from nexo_lsp.engines.remote.asking import Asked, Manner
 from nexo_lsp.engines.remote.dialect import Counting, Dialect, Kind, context_of, dialect_for, kind_of, listed
 from nexo_lsp.engines.remote.endpoint import Address, Endpoint, RemoteOptions
-from nexo_lsp.engines.remote.refusals import KEY_HINT, Failed, refused, silent, unreachable, unusable
+from nexo_lsp.engines.remote.refusals import KEY_HINT, Again, Failed, refused, silent, unreachable, unusable
 from nexo_lsp.engines.remote.shapes import as_count, as_list, as_object
 from nexo_lsp.errors import EngineUnavailable
 
@@ -30,6 +31,10 @@ _KEEP_ALIVE_S = 4.0
 sent just then is lost."""
 
 _REST_FIRST_S, _REST_MOST_S = 2.0, 60.0
+
+_CHECK_S = 10.0
+"""How long a server that is busy may take to say how it is."""
+
 _LARGEST = 1 << 20
 """Bytes of an answer that is no stream (a list of models, an error)."""
 
@@ -78,6 +83,8 @@ class Server:
         self._failures = 0
         self._client: httpx.AsyncClient | None = None
         self._retired: list[httpx.AsyncClient] = []
+        self._used: Counter[httpx.AsyncClient] = Counter()
+        """How many requests each client is making."""
         self._learning = asyncio.Lock()
         self._opening = asyncio.Lock()
 
@@ -92,8 +99,10 @@ class Server:
 
     def failed(self, failure: Failed) -> None:
         """Leave it alone for a while, ever longer, if `failure` is a reason to."""
-        if not failure.rests:
-            return
+        if failure.rests:
+            self._rest(failure)
+
+    def _rest(self, failure: Failed) -> None:
         self._failures += 1
         rest = min(_REST_MOST_S, _REST_FIRST_S * 2 ** (self._failures - 1))
         self.rests_until = self._clock() + (failure.after_s or rest)
@@ -130,15 +139,14 @@ class Server:
         path = self.facts.dialect.health if self.facts is not None else ""
         url = self.address.root + path if path else f"{self.address.api}/models"
         try:
-            async with self._open("GET", url, None, self._options.connect_timeout_s) as response:
+            async with self._open("GET", url, None, checking=True) as response:
                 await _whole(response)
         except Failed as failure:
-            self.failed(failure)
-            return False
-        except EngineUnavailable as error:
-            # Its client cannot be made at all; the next request says why.
-            _log.info("%s is not looked after: %s", self.address.host, error)
-            return False
+            # Whoever does not know the question answers all the same.
+            if not failure.not_there:
+                if failure.rests or not self.well:
+                    self._rest(failure)
+                return False
         self.succeeded()
         return True
 
@@ -163,7 +171,7 @@ class Server:
     def ask(self, asked: Asked) -> AbstractAsyncContextManager[httpx.Response]:
         """Send a request; the answer is read as it comes. Raises `Failed`, also from the body's reading."""
         place = self.address.root if asked.at_root else self.address.api
-        return self._open("POST", place + asked.path, asked.body, self._options.answer_timeout_s)
+        return self._open("POST", place + asked.path, asked.body)
 
     async def close(self) -> None:
         """Close its connections."""
@@ -177,7 +185,7 @@ class Server:
         options = self._options
         url = f"{self.address.api}/models"
         try:
-            async with self._open("GET", url, None, options.answer_timeout_s) as response:
+            async with self._open("GET", url, None) as response:
                 server = response.headers.get("server", "")
                 models: object = json.loads(await _whole(response))
         except ValueError as error:
@@ -206,7 +214,7 @@ class Server:
         return as_count(settings.get("n_ctx")) or None
 
     async def _json(self, method: str, url: str, body: Mapping[str, Any] | None) -> object:
-        async with self._open(method, url, body, self._options.answer_timeout_s) as response:
+        async with self._open(method, url, body) as response:
             data = await _whole(response)
         try:
             return json.loads(data)
@@ -215,35 +223,51 @@ class Server:
 
     @asynccontextmanager
     async def _open(
-        self, method: str, url: str, body: Mapping[str, Any] | None, silence_s: float
+        self, method: str, url: str, body: Mapping[str, Any] | None, *, checking: bool = False
     ) -> AsyncGenerator[httpx.Response]:
         """One request; leaving early closes its connection. Every way of failing becomes `Failed`."""
         host, options = self.address.host, self._options
-        client = await self._ready()
+        silence_s = min(options.answer_timeout_s, _CHECK_S) if checking else options.answer_timeout_s
+        try:
+            client = await self._ready()
+        except EngineUnavailable as error:
+            # Its key may be another one the next time.
+            raise Failed(error, Again.ELSEWHERE, rests=True, wants_key=True) from error
         timeout = httpx.Timeout(silence_s, connect=options.connect_timeout_s)
         response: httpx.Response | None = None
+        self._used[client] += 1
         try:
-            request = client.build_request(method, url, json=body, timeout=timeout)
+            request = client.build_request(method, url, timeout=timeout, **_content(body))
             response = await client.send(request, stream=True, follow_redirects=False)
             if not response.is_success:
                 data = await _whole(response)
                 raise refused(host, response, data, self.key)
             yield response
         except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
-            raise silent(host, silence_s) from error
+            raise silent(host, silence_s, checking=checking) from error
         except httpx.TransportError as error:
             raise unreachable(host, error, options.connect_timeout_s) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise unusable(host, type(error).__name__) from error
         finally:
+            self._used[client] -= 1
             if response is not None:
                 await response.aclose()
 
     async def _ready(self) -> httpx.AsyncClient:
         async with self._opening:
             if self._client is None:
+                await self._close_unused()
                 self._client = await self._make_client(self)
             return self._client
+
+    async def _close_unused(self) -> None:
+        """Close the clients of keys that were not taken, but for those that still make an answer."""
+        unused = [client for client in self._retired if not self._used[client]]
+        self._retired = [client for client in self._retired if self._used[client]]
+        for client in unused:
+            del self._used[client]
+            await client.aclose()
 
 
 def no_trust() -> ssl.SSLContext:
@@ -299,6 +323,15 @@ def new_client(server: Server, options: RemoteOptions, context: ssl.SSLContext) 
         ) from error
     except (ValueError, httpx.InvalidURL) as error:
         raise EngineUnavailable(f"A proxy that the environment names is no web address ({error}).") from error
+
+
+def _content(body: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How `body` is sent, as JSON; half a character of UTF-16 cannot be, and is replaced."""
+    if body is None:
+        return {}
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    content = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+    return {"content": content, "headers": {"content-type": "application/json"}}
 
 
 async def _whole(response: httpx.Response) -> bytes:

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 
 from nexo_lsp.engines.remote.server import Server
 
+_PAUSE_S = 1.0
+"""Between two looks at an endpoint that failed, whatever its rest."""
+
 
 class Watch:
     """Asks how endpoints are: those that failed when their rest is over, the others now and then.
@@ -49,7 +52,8 @@ class Watch:
         loop = asyncio.get_running_loop()
         next_round = loop.time() + self._every_s
         while loop.time() - self._used < self._idle_s:
-            resting = [server.rests_until for server in self._servers if not server.well]
+            soonest = loop.time() + _PAUSE_S
+            resting = [max(soonest, server.rests_until) for server in self._servers if not server.well]
             self._failed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(min([next_round, *resting])):

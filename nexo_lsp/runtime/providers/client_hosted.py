@@ -11,6 +11,7 @@ from nexo_lsp.engines.engine import Engine
 from nexo_lsp.generation import Capabilities, EngineStatus
 from nexo_lsp.runtime.environment import Platform
 from nexo_lsp.runtime.providers.provider import Availability, Traits
+from nexo_lsp.safety import redaction
 
 
 def never_sent() -> str | None:
@@ -54,6 +55,8 @@ class ClientHostedProvider:
             return Availability(False, f"{name}, on another machine; {reason}")
         if self.wrap is None:
             return Availability(False, f"{name}, on another machine; nothing takes secrets out of prompts")
+        if not redaction.is_installed():
+            return Availability(False, f"{name}, on another machine; {redaction.INSTALL_HINT}")
         return Availability(True, f"{name}, on another machine")
 
     def create_engine(self, on_status: Callable[[EngineStatus], None]) -> Engine:

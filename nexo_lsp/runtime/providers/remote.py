@@ -70,9 +70,10 @@ class RemoteProvider:
         from nexo_lsp.runtime.redacting import Redacting
 
         keys = Keys(self.environ)
+        exposed = {one.host for one in map(Address.of, self.settings.endpoints) if one.exposed}
 
         def key(host: str) -> str | None:
-            found = keys.find(host)
+            found = keys.find(host, general=host not in exposed)
             return found.value if found is not None else None
 
         endpoints = [Endpoint(url) for url in self.settings.endpoints]

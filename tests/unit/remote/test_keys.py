@@ -45,7 +45,7 @@ def test_the_variables_of_a_host() -> None:
     assert variables("[::1]:80") == (f"{VARIABLE}_1_80", f"{VARIABLE}_1", VARIABLE)
 
 
-def test_the_environment_comes_before_the_keyring_and_the_host_before_all() -> None:
+def test_what_is_for_the_host_comes_before_what_is_for_all() -> None:
     ring = Ring()
     ring.set_password(SERVICE, HOST, "from the ring")
     environ = {VARIABLE: "general", f"{VARIABLE}_EXAMPLE_ORG": "of the host"}
@@ -56,9 +56,13 @@ def test_the_environment_comes_before_the_keyring_and_the_host_before_all() -> N
         "environment",
         f"{VARIABLE}_EXAMPLE_ORG",
     )
-    found = Keys({}, ring).find(HOST)
+    found = Keys({VARIABLE: "general"}, ring).find(HOST)
     assert found is not None
     assert (found.value, found.origin) == ("from the ring", "keyring")
+    found = Keys({VARIABLE: "general"}, Ring()).find(HOST)
+    assert found is not None
+    assert (found.value, found.variable) == ("general", VARIABLE)
+    assert Keys({VARIABLE: "general"}, Ring()).find(HOST, general=False) is None
     assert Keys({VARIABLE: " "}, Ring()).find(HOST) is None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, cast
 
 import pytest
 
@@ -19,7 +21,7 @@ from nexo_lsp.generation import (
     Request,
     Role,
 )
-from nexo_lsp.offload import inline
+from nexo_lsp.offload import Offload, inline
 from nexo_lsp.runtime.redacting import Redacting
 
 from .secret_samples import AWS, GITHUB, PASSWORD, PEM
@@ -176,3 +178,36 @@ async def test_closing_a_stream_closes_the_one_behind() -> None:
     assert [piece.finish async for piece in stream] == [FinishReason.DEADLINE]
     await engine.close()
     assert [event.event for event in inner.events] == ["start", "finish"]
+
+
+async def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_texts: object, _gaps: object) -> None:
+        raise ModuleNotFoundError("detect_secrets")
+
+    echo = Echo()
+    engine = Redacting(echo, offload=inline)
+    monkeypatch.setattr("nexo_lsp.runtime.redacting.redact", missing)
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable, match=r"pip install"):
+            await answer(engine, chat("hi"))
+    assert echo.asked == []
+
+
+async def test_a_second_request_does_not_wait_for_the_library_on_the_loop() -> None:
+    imported, offloaded = asyncio.Event(), 0
+
+    async def slow(work: Callable[[], Any]) -> Any:
+        nonlocal offloaded
+        offloaded += 1
+        await imported.wait()
+        return work()
+
+    engine = Redacting(Echo(), offload=cast("Offload", slow))
+    first, second = (asyncio.ensure_future(answer(engine, chat("hi"))) for _ in range(2))
+    # One step for each to begin.
+    await asyncio.sleep(0)
+    assert offloaded == 2
+    imported.set()
+    assert await asyncio.gather(first, second) == ["hi", "hi"]
+    await answer(engine, chat("hi"))
+    assert offloaded == 2

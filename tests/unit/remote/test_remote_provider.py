@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import pytest
 import pytest_asyncio
@@ -12,8 +12,11 @@ from typer.testing import CliRunner
 
 from nexo_lsp import settings
 from nexo_lsp.cli import remote as cli
+from nexo_lsp.engines.remote.endpoint import Endpoint
+from nexo_lsp.engines.remote.engine import RemoteEngine
 from nexo_lsp.errors import EngineUnavailable
 from nexo_lsp.generation import EngineStatus, Message, Role
+from nexo_lsp.runtime.keys import VARIABLE
 from nexo_lsp.runtime.providers.remote import RemoteProvider
 from nexo_lsp.settings import RemoteSettings
 
@@ -178,3 +181,20 @@ async def test_the_command_that_tests_servers(
         assert (await asyncio.to_thread(run, "not an address")).exit_code == 2
         hello = server.chats[0].body["messages"]
         assert hello == [{"role": str(Role.USER), "content": Message(Role.USER, "Say: ok").content}]
+
+
+def test_the_key_for_all_goes_to_nobody_whom_others_can_overhear(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Callable[[str], str | None]] = []
+
+    def remember(*_: object, keys: Callable[[str], str | None]) -> RemoteEngine:
+        made.append(keys)
+        return RemoteEngine([Endpoint("https://a.example")])
+
+    monkeypatch.setattr("nexo_lsp.engines.remote.engine.RemoteEngine", remember)
+    monkeypatch.setattr("nexo_lsp.runtime.keys.is_installed", lambda: False)
+    urls = ("http://a.example/v1", "https://b.example/v1", "http://localhost:1/v1", "http://c.example/v1")
+    settings = RemoteSettings(enabled=True, endpoints=urls)
+    environ = {VARIABLE: "general", f"{VARIABLE}_C_EXAMPLE": "own"}
+    RemoteProvider(settings, lambda: True, environ).create_engine(lambda _status: None)
+    found = {host: made[0](host) for host in ("a.example", "b.example", "localhost:1", "c.example")}
+    assert found == {"a.example": None, "b.example": "general", "localhost:1": "general", "c.example": "own"}

@@ -14,6 +14,7 @@ from nexo_lsp.generation import Capabilities, ChatPrompt, EngineStatus, Message,
 from nexo_lsp.runtime.environment import Platform
 from nexo_lsp.runtime.providers.client_hosted import ClientHostedProvider
 from nexo_lsp.runtime.providers.provider import Provider
+from nexo_lsp.safety import redaction
 
 HERE = Announcement(model="small", infill=True, json_schema=True, context_tokens=2048, local=True)
 AWAY = Announcement(model="large")
@@ -52,6 +53,11 @@ class Wrapped:
 
     async def close(self) -> None:
         await self.inner.close()
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "is_installed", lambda: True)
 
 
 def port_with(announcement: Announcement | None) -> ClientPort:
@@ -131,3 +137,11 @@ async def test_the_status_is_told() -> None:
     ClientHostedProvider(port).create_engine(lambda status: models.append(status.model))
     port.announce(AWAY)
     assert models == ["large"]
+
+
+def test_without_the_library_that_finds_secrets_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "is_installed", lambda: False)
+    found = ClientHostedProvider(port_with(AWAY), lambda: None, Wrapped).probe()
+    assert not found.usable
+    assert redaction.INSTALL_HINT in found.reason
+    assert ClientHostedProvider(port_with(HERE)).probe().usable

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from nexo_lsp.errors import EngineClosed, EngineCrashed, EngineError, EngineUnavailable, PromptTooLong
+from nexo_lsp.errors import (
+    EngineClosed,
+    EngineCrashed,
+    EngineError,
+    EngineSilent,
+    EngineUnavailable,
+    PromptTooLong,
+)
 from nexo_lsp.generation import (
     Capabilities,
     ChatPrompt,
@@ -174,6 +181,25 @@ async def test_an_error_of_a_server_that_is_well_stays_what_it_is(script: Script
     script.errors = [(0, error, False)]
     engine = script.engine()
     with pytest.raises(type(error), match=str(error)):
+        await answer(engine)
+    assert await answer(engine) == "from 0"
+    await engine.close()
+
+
+async def test_a_container_that_hangs_is_replaced(script: Script) -> None:
+    script.errors = [(0, EngineSilent("said nothing"), False)]
+    engine = script.engine()
+    with pytest.raises(EngineSilent):
+        await answer(engine)
+    assert await answer(engine) == "from 1"
+    assert script.servers[0].stopped
+    await engine.close()
+
+
+async def test_a_container_that_answers_others_meanwhile_is_kept(script: Script) -> None:
+    script.errors = [(2, EngineSilent("said nothing"), False)]
+    engine = script.engine()
+    with pytest.raises(EngineSilent):
         await answer(engine)
     assert await answer(engine) == "from 0"
     await engine.close()

@@ -17,6 +17,7 @@ from nexo_lsp.errors import (
     EngineClosed,
     EngineCrashed,
     EngineError,
+    EngineSilent,
     ModelCorrupt,
     ModelMissing,
     ModelUnknown,
@@ -99,6 +100,8 @@ class ContainerEngine:
         self._model_path: Path | None = None
         self._doing = ""
         self._waiting = 0
+        self._heard = 0
+        """How many pieces came from servers."""
         self._failures = 0
         self._retry_at = 0.0
         self._last_error: NexoError | None = None
@@ -182,36 +185,45 @@ class ContainerEngine:
             return
         if deadline is not None:
             request = replace(request, deadline_s=max(0.0, deadline - self._clock()))
+        heard = self._heard
         try:
             async with aclosing(live.engine.stream(request)) as pieces:
                 async for piece in pieces:
+                    self._heard += 1
                     yield piece
         except EngineError as error:
-            raise await self._explained(live, error) from error
+            raise await self._explained(live, error, heard) from error
         self._failures, self._last_error = 0, None
 
     async def _count(self, text: str) -> int:
         live = await self._ready(None)
+        heard = self._heard
         try:
             return await live.engine.count_tokens(text)
         except EngineError as error:
-            raise await self._explained(live, error) from error
+            raise await self._explained(live, error, heard) from error
 
-    async def _explained(self, live: _Live, error: EngineError) -> EngineError:
-        """What became of the container if that is the reason, else the error itself."""
+    async def _explained(self, live: _Live, error: EngineError, heard: int) -> EngineError:
+        """What became of the container if that is the reason, else the error itself.
+
+        A container that runs and says nothing is let go of, unless something came for another request since
+        `heard`: then it is only busy.
+        """
         if isinstance(error, _NO_CRASH) or self._closed:
             return error
         if self._live is not live:
             # Another request was told already, or it was let go of.
             return self._last_error if isinstance(self._last_error, EngineCrashed) else error
         crash = await live.server.crashed(_PATIENCE_S)
-        if crash is None:
+        hangs = isinstance(error, EngineSilent) and self._heard == heard
+        if crash is None and not hangs:
             return error
+        reason = crash or error
         if self._live is live:
-            self._note_failure(crash)
+            self._note_failure(reason)
             self._let_go()
             self._changed()
-        return crash
+        return reason
 
     # The server's life.
 
