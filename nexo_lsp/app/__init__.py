@@ -191,6 +191,7 @@ class App:
         """The folders that the user works in, and whether they said that they trust them."""
         self._roots = tuple(roots)
         self.trusted = trusted
+        self.room.supply.closed_folders = () if trusted else self._roots
         self.room.plan(trusted=trusted)
         self.ignore.set_roots(self._roots)
 

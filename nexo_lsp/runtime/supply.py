@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from nexo_lsp.errors import ModelCorrupt, ModelDownloadCancelled, ModelMissing
+from nexo_lsp.errors import ModelCorrupt, ModelDownloadCancelled, ModelMissing, ModelUnknown
 from nexo_lsp.models.references import is_reference
 from nexo_lsp.offload import Offload
 from nexo_lsp.settings import Settings
@@ -51,6 +51,8 @@ class ModelSupply:
         trusted: Callable[[], bool],
     ) -> None:
         """`trusted`: whether the user trusts the workspace, whose settings may have named the model."""
+        self.closed_folders: tuple[Path, ...] = ()
+        """Folders that the user does not trust: nothing in them is given to an engine to be read."""
         self._trusted = trusted
         self._store = store
         self._host = host
@@ -66,13 +68,26 @@ class ModelSupply:
         Raises the kinds of `ModelError`.
         """
         try:
-            return await self._offload(lambda: self._held(reference, self._store().locate(reference)))
+            return await self._offload(lambda: self._held(reference, self._located(reference)))
         except (ModelMissing, ModelCorrupt) as missing:
             entry = self._store().fetched_as(reference)
             if entry is None or not self.may_fetch(entry.name):
                 raise
             path = await asyncio.shield(self._fetch(reference, entry, missing))
             return await self._offload(lambda: self._held(reference, path))
+
+    def _located(self, reference: str) -> Path:
+        """Where the model lies; raises `ModelUnknown` for a place that nobody said they trust."""
+        if not self._trusted() and reference.startswith(("\\\\", "//")):
+            raise ModelUnknown(f"{reference} is on another machine, and this workspace is not trusted.")
+        path = self._store().locate(reference)
+        real = path.resolve()
+        if any(real.is_relative_to(folder.resolve()) for folder in self.closed_folders):
+            raise ModelUnknown(
+                f"The model {path} lies in a workspace that is not trusted; trust the workspace, or move the "
+                "file elsewhere and name it in nexo.model."
+            )
+        return path
 
     def may_fetch(self, name: str) -> bool:
         """Whether a model may be fetched now, or the user asked."""

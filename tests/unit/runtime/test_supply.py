@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nexo_lsp.errors import ModelMissing
+from nexo_lsp.errors import ModelMissing, ModelUnknown
 from nexo_lsp.models.catalog import CatalogEntry
 from nexo_lsp.models.store import ModelStore
 from nexo_lsp.models.transfer import Report
@@ -71,3 +71,22 @@ async def test_the_newest_is_fetched_by_its_name_also_while_an_older_one_is_chos
     assert (await supply.file(f"tiny@{short(_entry(NEW).sha256)}")).read_bytes() == NEW
     assert (await supply.file("tiny")).read_bytes() == OLD
     await supply.close()
+
+
+async def test_a_file_of_a_workspace_that_is_not_trusted_is_given_to_no_engine(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "models", {}, ())
+    own, project = tmp_path / "own", tmp_path / "project"
+    for folder in (own, project):
+        folder.mkdir()
+        (folder / "m.gguf").write_bytes(b"GGUF")
+    (own / "link.gguf").symlink_to(project / "m.gguf")
+    supply = ModelSupply(lambda: store, Host(agrees=True), inline, Settings, lambda: False)
+    supply.closed_folders = (project,)
+    for path in (project / "m.gguf", own / "link.gguf"):
+        with pytest.raises(ModelUnknown, match="not trusted"):
+            await supply.file(str(path))
+    with pytest.raises(ModelUnknown, match="another machine"):
+        await supply.file("//host/share/m.gguf")
+    assert await supply.file(str(own / "m.gguf")) == own / "m.gguf"
+    supply.closed_folders = ()
+    assert await supply.file(str(project / "m.gguf")) == project / "m.gguf"
