@@ -152,7 +152,10 @@ async def test_it_answers_and_leaves_nothing_behind(
     assert json.loads(text) == "ready"
     assert last.usage is not None
     assert last.usage.completion_tokens > 0
-    assert await engine.count_tokens("one two three") == 3
+    # On a busy machine a look at the server may fail for a moment, and then the number is an estimate.
+    async with asyncio.timeout(30):
+        while await engine.count_tokens("one two three") != 3:
+            await asyncio.sleep(0.1)
     assert engine.status().state is EngineState.READY
     assert {"starting a container", "waiting for the server in the container to load the model"} <= set(told)
     container = only_container(docker_client)

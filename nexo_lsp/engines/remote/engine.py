@@ -114,16 +114,20 @@ class RemoteEngine:
     async def count_tokens(self, text: str) -> int:
         """How many tokens `text` is there; about how many (counted high) where no server counts."""
         patience = Patience(self._waits, None)
-        for server in self._servers:
-            if not server.well:
-                continue
-            try:
-                count = await patience.wait(server.count(text))
-            except Failed as failure:
-                server.failed(failure)
-                continue
-            if count is not None:
-                return count
+        # One that failed a moment ago may be well again, and knows better than an estimate.
+        for server in sorted(self._servers, key=lambda server: not server.well):
+            # Twice: a server may have closed a connection that was kept, which shows when it is used.
+            for last in (False, True):
+                try:
+                    count = await patience.wait(server.count(text))
+                except Failed as failure:
+                    if last or not failure.rests:
+                        server.failed(failure)
+                        break
+                    continue
+                if count is not None:
+                    return count
+                break
         return round(len(text) / _CHARACTERS_PER_TOKEN + 0.5)
 
     async def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
