@@ -154,7 +154,7 @@ async def test_it_answers_and_leaves_nothing_behind(
     assert last.usage.completion_tokens > 0
     # On a busy machine a look at the server may fail for a moment, and then the number is an estimate.
     async with asyncio.timeout(30):
-        while await engine.count_tokens("one two three") != 3:
+        while await engine.count_tokens("one two three") != 3:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.1)
     assert engine.status().state is EngineState.READY
     assert {"starting a container", "waiting for the server in the container to load the model"} <= set(told)
