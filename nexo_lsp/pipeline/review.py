@@ -220,8 +220,13 @@ class ReviewService:
             work.found[index] = self._findings(unit, remarks)
             return
         self._merge(snapshot, work.units, work.found)
+        model = bench.model_key(Operation.REVIEW)
         await self._spare(work)
         if work.asking.error is not None:
+            return
+        if bench.model_key(Operation.REVIEW) != model:
+            # It may have waited for hours, and another model answers now: its answer has another key.
+            await self._begin(work, index)
             return
         await bench.refresh(snapshot)
         self._require(snapshot)

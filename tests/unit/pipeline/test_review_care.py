@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from nexo_lsp.generation import Priority
 from nexo_lsp.runtime.readings.energy import FAKE_BATTERY
 from tests.unit.pipeline.conftest import MakeDesk
@@ -136,3 +138,25 @@ async def test_a_waiting_review_ends_with_its_document(make_desk: MakeDesk, tmp_
     assert not (await review).complete
     await until(lambda: not desk.app.status().detail)
     assert desk.events() == []
+
+
+async def test_an_answer_is_kept_under_the_model_that_gave_it(
+    make_desk: MakeDesk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model may change while a review waits for power."""
+    battery = FakeBattery(tmp_path)
+    battery.set(10)
+    desk = await make_desk({"json": {"findings": []}}, **battery.environ)
+    first = desk.open(functions(1))
+    waiting = asyncio.create_task(desk.app.reviews.review(first.uri))
+    await until(lambda: desk.app.status().detail)
+    monkeypatch.setattr(desk.app.room, "model_name", lambda _operation: "another")
+    battery.set(10, plugged=True)
+    assert (await waiting).complete
+    assert len(desk.events()) == 1
+    # The other model's answer is known; the first one was never asked.
+    assert (await desk.app.reviews.review(first.uri)).complete
+    assert len(desk.events()) == 1
+    monkeypatch.undo()
+    assert (await desk.app.reviews.review(first.uri, priority=Priority.FOREGROUND)).complete
+    assert len(desk.events()) == 2
